@@ -1,0 +1,135 @@
+package rabbit
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aleksandrshaulskyi/chat-transportation/app"
+	"github.com/aleksandrshaulskyi/chat-transportation/domain"
+	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
+)
+
+func benchMessage(b *testing.B) domain.Message {
+	b.Helper()
+	id, _ := domain.NewClientMessageID("client-message-id")
+	chat, _ := domain.NewChatID("chat")
+	return domain.NewMessage(userID(1), id, chat, userID(2), "a message of ordinary length, as people write them", time.Now())
+}
+
+// BenchmarkPublish measures confirmed messages to a durable exchange with one queue.
+func BenchmarkPublish(b *testing.B) {
+	config := testConfig(rabbittest.URL(b), ScopeUser)
+	p := startPublisher(b, config)
+	eventually(b, "the publisher is connected", func() bool { return p.Available() == nil })
+	bindDatabase(b, dialPeer(b, config.URLs[0]).conn, config.DatabaseExchange)
+	message := benchMessage(b)
+	var settled sync.WaitGroup
+	slots := make(chan struct{}, 1024)
+	b.ReportAllocs()
+	for b.Loop() {
+		slots <- struct{}{}
+		settled.Add(1)
+		p.Publish(context.Background(), message, time.Now().Add(time.Minute), func(err error) {
+			if err != nil {
+				b.Error(err)
+			}
+			<-slots
+			settled.Done()
+		})
+	}
+	settled.Wait()
+}
+
+// BenchmarkReconnect measures how long the inboxes of 2,000 users, or 5,000 bindings,
+// take to come back after the connection was lost, the back-off included.
+func BenchmarkReconnect(b *testing.B) {
+	for scope, users := range map[Scope]int{ScopeUser: 2000, ScopeInstance: 5000} {
+		b.Run(fmt.Sprintf("%s/%d", scope, users), func(b *testing.B) {
+			config := testConfig(rabbittest.URL(b), scope)
+			x := startInboxes(b, config)
+			eventually(b, "inboxes are connected", func() bool { return x.Available() == nil })
+			began := time.Now()
+			openMany(b, x, 1, users)
+			opens := float64(users) / time.Since(began).Seconds()
+			runtime.GC()
+			var memory runtime.MemStats
+			runtime.ReadMemStats(&memory)
+			bytes := float64(memory.HeapInuse+memory.StackInuse) / float64(users)
+			goroutines := float64(runtime.NumGoroutine()) / float64(users)
+			for b.Loop() {
+				s := x.link.session.Load()
+				_ = s.wire.Close()
+				<-s.ended
+				eventually(b, "all inboxes are back", func() bool {
+					next := x.link.session.Load()
+					return next != nil && next != s && x.Check(b.Context()) == nil
+				})
+			}
+			b.StopTimer()
+			// The loop resets what is reported before it.
+			b.ReportMetric(opens, "opens/s")
+			b.ReportMetric(bytes, "B/user")
+			b.ReportMetric(goroutines, "goroutines/user")
+			began = time.Now()
+			if err := x.Stop(context.Background()); err != nil {
+				b.Error(err)
+			}
+			b.ReportMetric(time.Since(began).Seconds(), "stop-s")
+		})
+	}
+}
+
+// BenchmarkDeliveries measures messages to 1,000 users, acked at once.
+func BenchmarkDeliveries(b *testing.B) {
+	for _, scope := range []Scope{ScopeUser, ScopeInstance} {
+		b.Run(string(scope), func(b *testing.B) {
+			const users = 1000
+			config := testConfig(rabbittest.URL(b), scope)
+			config.Prefetch, config.InstancePrefetch = 16, 1024
+			x := startInboxes(b, config)
+			eventually(b, "inboxes are connected", func() bool { return x.Available() == nil })
+			var received sync.WaitGroup
+			for i := range users {
+				openInbox(b, x, int64(i+1), func(d app.Delivery) {
+					d.Ack()
+					received.Done()
+				})
+			}
+			backend := startPublisherOn(b, config)
+			keys := make([]string, users)
+			for i := range keys {
+				keys[i] = fmt.Sprint(i + 1)
+			}
+			next := 0
+			slots := make(chan struct{}, 1024)
+			for b.Loop() {
+				slots <- struct{}{}
+				received.Add(1)
+				backend.hand(&outgoing{
+					publisher: backend, key: keys[next%users], deadline: time.Now().Add(time.Minute),
+					verdict: func(err error) {
+						if err != nil {
+							b.Error(err)
+						}
+						<-slots
+					},
+				})
+				next++
+			}
+			received.Wait()
+		})
+	}
+}
+
+// startPublisherOn returns a publisher to the exchange of deliveries.
+func startPublisherOn(b *testing.B, config Config) *Publisher {
+	b.Helper()
+	config.DatabaseExchange = config.WebsocketsExchange
+	p := startPublisher(b, config)
+	eventually(b, "the backend is connected", func() bool { return p.Available() == nil })
+	return p
+}

@@ -1,0 +1,181 @@
+package rabbit
+
+import (
+	"errors"
+	"strconv"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// instanceQueue is the layout of ScopeInstance: one queue and consumer, and a binding
+// for each user.
+type instanceQueue struct {
+	owner    *Inboxes
+	session  *session
+	pool     lanePool
+	name     string
+	consumer *consumerChannel
+	running  sync.WaitGroup // the consumer channel's goroutine and the one that hands out
+
+	mu    sync.RWMutex
+	users map[string]*bound // by routing key
+}
+
+// bound is the binding of one user. An inbox that is being closed and the next one of
+// the same user may both be at it: they take turns, and the last one to open has it.
+type bound struct {
+	turn  chan struct{} // holds a token while someone binds or unbinds
+	inbox *inbox        // nil while nobody has it; guarded by instanceQueue.mu
+	users int           // who has it or waits for a turn; guarded by instanceQueue.mu
+}
+
+// newInstanceQueue makes the queue, and consumes it before anything is bound: an
+// auto-delete queue goes with its last consumer, but not before there was one.
+func (x *Inboxes) newInstanceQueue(s *session) (*instanceQueue, error) {
+	q := &instanceQueue{
+		owner:   x,
+		session: s,
+		pool:    newLanePool(s, x.config.WebsocketsExchange),
+		name:    "websocket.instance." + x.instance + "." + strconv.FormatUint(x.sequence.Add(1), 10),
+		users:   make(map[string]*bound),
+	}
+	consumer, err := openConsumerChannel(s, x.config.InstancePrefetch)
+	if err != nil {
+		return nil, err
+	}
+	q.consumer = consumer
+	q.running.Go(consumer.run)
+	var deliveries <-chan amqp.Delivery
+	err = q.pool.with(s, func(l *lane) error {
+		err := l.declare(q.name)
+		if err == nil {
+			// Declaring does not wait, and this is another channel: a method that is
+			// answered orders the two.
+			_, err = l.channel.QueueDeclarePassive(q.name, false, true, true, false, nil)
+		}
+		if err == nil {
+			deliveries, err = consumer.consume(q.name, func() {
+				// The queue was deleted, and all bindings with it: everything is made anew.
+				s.end(errors.New("the queue of the instance is gone"))
+			})
+		}
+		return err
+	})
+	if err != nil {
+		s.end(err)
+		q.running.Wait()
+		return nil, err
+	}
+	q.running.Go(func() {
+		for d := range deliveries {
+			q.dispatch(&d)
+		}
+	})
+	return q, nil
+}
+
+// dispatch hands a delivery to the inbox of the user whose key it came under.
+func (q *instanceQueue) dispatch(d *amqp.Delivery) {
+	q.mu.RLock()
+	var b *inbox
+	if u := q.users[d.RoutingKey]; u != nil {
+		b = u.inbox
+	}
+	q.mu.RUnlock()
+	if b == nil {
+		// It was published before the user's binding was gone.
+		q.consumer.acker.Ack(d.DeliveryTag)
+		return
+	}
+	b.hand(d, q.consumer.acker)
+}
+
+// enter waits for the turn at the user's binding; false: the session is over.
+func (q *instanceQueue) enter(key string) (*bound, bool) {
+	q.mu.Lock()
+	u := q.users[key]
+	if u == nil {
+		u = &bound{turn: make(chan struct{}, 1)}
+		q.users[key] = u
+	}
+	u.users++
+	q.mu.Unlock()
+	select {
+	case u.turn <- struct{}{}:
+		return u, true
+	case <-q.session.ended:
+		q.forget(key, u)
+		return nil, false
+	}
+}
+
+func (q *instanceQueue) leave(key string, u *bound) {
+	<-u.turn
+	q.forget(key, u)
+}
+
+func (q *instanceQueue) forget(key string, u *bound) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u.users--
+	if u.users == 0 && u.inbox == nil {
+		delete(q.users, key)
+	}
+}
+
+// set makes b the inbox of the binding and returns the one before.
+func (q *instanceQueue) set(u *bound, b *inbox) *inbox {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	before := u.inbox
+	u.inbox = b
+	return before
+}
+
+// attach implements layout.
+func (q *instanceQueue) attach(b *inbox, _ *seat) error {
+	key := b.user.String()
+	u, ok := q.enter(key)
+	if !ok {
+		return q.session.cause
+	}
+	defer q.leave(key, u)
+	before := q.set(u, b) // first, so that nothing that comes is taken for nobody's
+	err := q.pool.with(q.session, func(l *lane) error { return l.bind(q.name, key) })
+	if err != nil {
+		q.set(u, before)
+	}
+	return err
+}
+
+// detach implements layout.
+func (q *instanceQueue) detach(b *inbox, _ *seat) {
+	key := b.user.String()
+	u, ok := q.enter(key)
+	if !ok {
+		return
+	}
+	defer q.leave(key, u)
+	q.mu.RLock()
+	mine := u.inbox == b
+	q.mu.RUnlock()
+	if !mine {
+		return // the user has a newer inbox, whose binding it is now
+	}
+	err := q.pool.with(q.session, func(l *lane) error { return l.unbind(q.name, key) })
+	if err != nil && !q.session.over() {
+		// A binding that stays would take messages for nobody: begin anew without it.
+		q.session.end(err)
+	}
+	q.set(u, nil)
+}
+
+// stop deletes the queue.
+func (q *instanceQueue) stop() {
+	q.consumer.cancel(q.name)
+	_ = q.pool.with(q.session, func(l *lane) error { return l.drop(q.name) })
+}
+
+// wait implements layout.
+func (q *instanceQueue) wait() { q.running.Wait() }

@@ -1,0 +1,119 @@
+package rabbit
+
+import (
+	"fmt"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// lanes is how many goroutines talk to the broker about queues and bindings at the
+// same time. More gain nothing on RabbitMQ, where Mnesia orders the writes.
+const lanes = 8
+
+// lane is a channel on which queues and bindings are made, never consumed from: an error
+// of one of these methods closes the channel (AMQP 0-9-1, section 4.8.1), which must
+// not take anybody's consumer along. One goroutine at a time owns a lane, since the
+// library mixes up the answers to concurrent methods on one channel.
+type lane struct {
+	session  *session
+	exchange string
+	channel  *amqp.Channel // nil, or closed, until it is needed (again)
+
+	// consumers are the channels that consumers of this lane share (ScopeUser).
+	consumers []*consumerChannel
+}
+
+// lanePool lends lanes.
+type lanePool chan *lane
+
+func newLanePool(s *session, exchange string) lanePool {
+	pool := make(lanePool, lanes)
+	for range lanes {
+		pool <- &lane{session: s, exchange: exchange}
+	}
+	return pool
+}
+
+// with calls use with a lane that is its own meanwhile.
+func (p lanePool) with(s *session, use func(*lane) error) error {
+	select {
+	case l := <-p:
+		defer func() { p <- l }()
+		if s.over() {
+			return s.cause
+		}
+		return use(l)
+	case <-s.ended:
+		return s.cause
+	}
+}
+
+func (l *lane) open() (*amqp.Channel, error) {
+	if l.channel == nil || l.channel.IsClosed() {
+		defer l.session.watch("open a channel")()
+		channel, err := l.session.conn.Channel()
+		if err != nil {
+			return nil, fmt.Errorf("open a channel: %w", err)
+		}
+		l.channel = channel
+	}
+	return l.channel, nil
+}
+
+// declare declares an ephemeral queue: exclusive, auto-delete and not durable. It does
+// not wait for the broker; an error shows in the next method that does.
+func (l *lane) declare(queue string) error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	if _, err := channel.QueueDeclare(queue, false, true, true, true, nil); err != nil {
+		return fmt.Errorf("declare the queue %s: %w", queue, err)
+	}
+	return nil
+}
+
+// bind binds the queue to the exchange under key, and waits until that is so. Where the
+// exchange is gone all other bindings to it are gone as well: it ends the session, so
+// that they are made anew.
+func (l *lane) bind(queue, key string) error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer l.session.watch("bind a queue")()
+	err = channel.QueueBind(queue, key, l.exchange, false, nil)
+	if err != nil {
+		err = fmt.Errorf("bind the queue %s: %w", queue, err)
+		if hasCode(err, amqp.NotFound) {
+			l.session.end(err)
+		}
+	}
+	return err
+}
+
+// unbind takes the binding away; there need not be one.
+func (l *lane) unbind(queue, key string) error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer l.session.watch("unbind a queue")()
+	if err := channel.QueueUnbind(queue, key, l.exchange, nil); err != nil {
+		return fmt.Errorf("unbind the queue %s: %w", queue, err)
+	}
+	return nil
+}
+
+// drop deletes the queue; there need not be one.
+func (l *lane) drop(queue string) error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer l.session.watch("delete a queue")()
+	if _, err := channel.QueueDelete(queue, false, false, false); err != nil {
+		return fmt.Errorf("delete the queue %s: %w", queue, err)
+	}
+	return nil
+}

@@ -1,0 +1,66 @@
+package rabbit
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// writeTimeout is how long one write(2) may take. A host that is gone without a word
+// takes what the send buffer holds and then nothing: without a deadline the writer,
+// and with it every lock of the AMQP library, would be held until TCP gives up.
+const writeTimeout = 5 * time.Second
+
+// wire is the TCP connection below an AMQP connection. It bounds every write, and
+// knows when the broker was last heard of.
+type wire struct {
+	net.Conn
+
+	lastRead atomic.Int64 // Unix time in nanoseconds
+
+	mu    sync.Mutex
+	limit time.Time // the deadline set from outside, zero for none
+}
+
+func newWire(conn net.Conn) *wire {
+	w := &wire{Conn: conn}
+	w.lastRead.Store(time.Now().UnixNano())
+	return w
+}
+
+// heard returns when the last bytes came from the broker.
+func (w *wire) heard() time.Time { return time.Unix(0, w.lastRead.Load()) }
+
+// Read implements net.Conn.
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if n > 0 {
+		w.lastRead.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
+
+// Write implements net.Conn; it takes no longer than writeTimeout.
+func (w *wire) Write(p []byte) (int, error) {
+	deadline := time.Now().Add(writeTimeout)
+	w.mu.Lock()
+	if !w.limit.IsZero() && w.limit.Before(deadline) {
+		deadline = w.limit
+	}
+	err := w.Conn.SetWriteDeadline(deadline)
+	w.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	return w.Conn.Write(p)
+}
+
+// SetDeadline implements net.Conn; a write ends by t or by writeTimeout, whichever is
+// first.
+func (w *wire) SetDeadline(t time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.limit = t
+	return w.Conn.SetDeadline(t)
+}
