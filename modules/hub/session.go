@@ -1,0 +1,758 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"github.com/aleksandrshaulskyi/chat-transportation/app"
+	"github.com/aleksandrshaulskyi/chat-transportation/domain"
+)
+
+const (
+	// maxInFlight is how many frames of one connection may await their confirm, or
+	// their error's being written, before no further one is read.
+	maxInFlight = 256
+	// maxErrorBytes bounds the error frames that wait for one connection: each may
+	// repeat a client_message_id as long as a frame.
+	maxErrorBytes = 256 << 10
+	// settleGrace is what a close waits beyond ConfirmTimeout for messages in flight.
+	settleGrace = time.Second
+	// slowCloseWait is how long a 4408 waits for the write that is under way.
+	slowCloseWait = time.Second
+	// keptQueue is how many places of its queue a connection keeps at rest.
+	keptQueue = 4
+)
+
+// errClosing: the connection is being closed, so the message was not published.
+var errClosing = errors.New("the connection is being closed")
+
+// phase is how far a session has come to its end.
+type phase uint8
+
+const (
+	// phaseOpen: everything is taken.
+	phaseOpen phase = iota
+	// phaseClosing: frames that are read get "Delivery error."; messages in flight are
+	// awaited; deliveries are still taken.
+	phaseClosing
+	// phaseSealed: the messages in flight are settled; no more deliveries are taken,
+	// and what is queued is being written.
+	phaseSealed
+	// phaseClosed: the close frame is next. Nothing else is written, frames that are
+	// read are discarded.
+	phaseClosed
+	// phaseDead: the socket is gone, or as good as gone.
+	phaseDead
+)
+
+// outgoing is a frame that waits to be written: a delivery, or else an error frame,
+// which holds a place among the messages in flight.
+type outgoing struct {
+	parcel *parcel
+	errors []byte
+}
+
+// session is one connection of one user.
+type session struct {
+	hub       *Hub
+	user      domain.UserID
+	client    netip.Addr
+	admission *app.Admission
+	limiter   *rate.Limiter // nil: no limit
+	expires   time.Time     // zero: the connection outlives its token
+	member    *member       // set by join
+
+	// ws and wire are set by open, before any goroutine that uses them is started.
+	ws       *websocket.Conn
+	wire     *wire
+	opened   time.Time
+	framesIn int       // reader only
+	pingDue  time.Time // tick only
+
+	mu     sync.Mutex
+	phase  phase
+	corked bool // until the upgrade has been answered
+	// code and reason are why the service ends the connection; the first one wins.
+	code   app.CloseCode
+	reason string
+	// queue from head on is what waits. writing says that a writer goroutine exists.
+	queue   []outgoing
+	head    int
+	writing bool
+	// deliveries counts those that wait or are being written.
+	deliveries int
+	// inFlight counts the frames that were read and have neither been confirmed nor
+	// had their error written; errorBytes is the size of such errors as are queued.
+	inFlight   int
+	errorBytes int
+	framesOut  int
+	// held says that the reader waits for room among the messages in flight.
+	held bool
+	// changed is there while somebody waits for any of these to change.
+	changed chan struct{}
+	timer   *time.Timer
+}
+
+func newSession(h *Hub, admission *app.Admission, client netip.Addr) *session {
+	s := &session{hub: h, user: admission.User, client: client, admission: admission, corked: true}
+	if h.config.MessagesPerSecond > 0 {
+		s.limiter = rate.NewLimiter(rate.Limit(h.config.MessagesPerSecond), h.config.MessagesBurst)
+	}
+	if h.config.CloseOnTokenExpiry {
+		s.expires = admission.TokenExpiresAt
+	}
+	return s
+}
+
+// open hands the session its socket, after the upgrade has been answered. What was
+// queued until now is written.
+func (s *session) open(ws *websocket.Conn, w *wire) {
+	s.hub.meters.connections.Inc()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ws, s.wire, s.corked = ws, w, false
+	s.opened = time.Now()
+	s.pingDue = s.opened.Add(s.hub.config.PingInterval)
+	if s.phase == phaseDead {
+		w.cut()
+	}
+	if s.phase == phaseOpen {
+		s.timer = time.AfterFunc(time.Until(s.nextTick()), s.tick)
+	}
+	s.startWriter()
+	s.signal()
+	go s.read()
+}
+
+// abandon ends a session whose upgrade could not be answered.
+func (s *session) abandon() {
+	s.cut()
+	s.dropAll(dropConnectionClosed)
+	s.admission.Release()
+	s.hub.leave(s)
+	s.hub.unregister(s)
+}
+
+// signal wakes those who await a change. The caller holds mu.
+func (s *session) signal() {
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// await waits until ok reports true, for as long as deadline allows where it is not
+// zero, and returns what ok reported last. ok is called with mu held.
+func (s *session) await(deadline time.Time, ok func() bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ok() {
+		return true
+	}
+	var timeout <-chan time.Time
+	if !deadline.IsZero() {
+		timer := time.NewTimer(time.Until(deadline))
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	for {
+		if s.changed == nil {
+			s.changed = make(chan struct{})
+		}
+		changed, late := s.changed, false
+		s.mu.Unlock()
+		select {
+		case <-changed:
+		case <-timeout:
+			late = true
+		}
+		s.mu.Lock()
+		if ok() {
+			return true
+		}
+		if late {
+			return false
+		}
+	}
+}
+
+// ---- Reading
+
+// read is the goroutine that owns the socket: it reads until that fails, and ends the
+// session.
+func (s *session) read() {
+	s.finish(s.readFrames())
+}
+
+// readFrames returns the error that ended reading; nil where the session was cut.
+func (s *session) readFrames() error {
+	// A context that can end would cost the library a timer for each frame, and close
+	// the connection. Cutting the wire ends reading as well.
+	ctx := context.Background()
+	for s.awaitRoom() {
+		kind, message, err := s.ws.Reader(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.readFrame(kind, message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitRoom waits until another frame may be read; false says that none will be. It
+// waits before reading, not after: the client's own socket then fills, and the time
+// within which a message must be answered begins when it has been read.
+func (s *session) awaitRoom() bool {
+	s.mu.Lock()
+	room := s.room()
+	s.held = !room
+	dead := s.phase == phaseDead
+	s.mu.Unlock()
+	if room {
+		return !dead
+	}
+	s.await(time.Time{}, func() bool {
+		dead = s.phase == phaseDead
+		s.held = !s.room()
+		return !s.held
+	})
+	// It was the service that did not listen: the peer has not been silent.
+	s.wire.touch()
+	return !dead
+}
+
+// room reports whether another frame may be read. The caller holds mu.
+func (s *session) room() bool {
+	return s.phase >= phaseClosed || s.inFlight < maxInFlight && s.errorBytes < maxErrorBytes
+}
+
+// readBuffers hold a message while it is read; a connection at rest has none.
+var readBuffers = sync.Pool{New: func() any {
+	buffer := make([]byte, 0, 4<<10)
+	return &buffer
+}}
+
+// maxKeptBuffer is the greatest buffer that goes back to the pool.
+const maxKeptBuffer = 64<<10 + 1
+
+// readFrame reads one message and deals with it.
+func (s *session) readFrame(kind websocket.MessageType, message io.Reader) error {
+	pooled := readBuffers.Get().(*[]byte)
+	data, err := readUpTo(message, (*pooled)[:0], s.hub.config.MaxMessageBytes)
+	defer func() {
+		if cap(data) <= maxKeptBuffer {
+			*pooled = data[:0]
+		}
+		readBuffers.Put(pooled)
+	}()
+	switch {
+	case errors.Is(err, errTooBig):
+		s.close(app.CloseMessageTooBig, closeReason(app.CloseMessageTooBig))
+		// The close frame must not overtake the rest: a socket that is closed with
+		// bytes unread is reset, and the client might never see the code.
+		_, err = io.Copy(io.Discard, message)
+		return err
+	case err != nil:
+		return err
+	}
+	s.framesIn++
+	s.handle(kind, data, time.Now())
+	return nil
+}
+
+// errTooBig: a message is longer than MaxMessageBytes.
+var errTooBig = errors.New("the message is too big")
+
+// readUpTo appends the message to buffer, which grows as the message comes, so that
+// announcing a great message costs a client as much as it costs the service.
+func readUpTo(message io.Reader, buffer []byte, limit int64) ([]byte, error) {
+	for {
+		if len(buffer) == cap(buffer) {
+			// One byte past the limit is enough to see that it is exceeded.
+			grown := make([]byte, len(buffer), min(2*int64(cap(buffer)), limit+1))
+			copy(grown, buffer)
+			buffer = grown
+		}
+		// No more than that is asked for, since the library waits until it has it all.
+		n, err := message.Read(buffer[len(buffer):min(int64(cap(buffer)), limit+1)])
+		buffer = buffer[:len(buffer)+n]
+		switch {
+		case int64(len(buffer)) > limit:
+			return buffer, errTooBig
+		case errors.Is(err, io.EOF):
+			return buffer, nil
+		case err != nil:
+			return buffer, err
+		}
+	}
+}
+
+// handle answers a client's message or has it published. It keeps nothing of data.
+func (s *session) handle(kind websocket.MessageType, data []byte, readAt time.Time) {
+	s.mu.Lock()
+	now := s.phase
+	if now < phaseClosed {
+		s.inFlight++
+	}
+	s.mu.Unlock()
+	if now >= phaseClosed {
+		return
+	}
+	var (
+		f   frame
+		err = errIntegrity
+	)
+	if kind == websocket.MessageText {
+		f, err = decodeFrame(data)
+	}
+	to := f.answerTo
+	switch {
+	case s.limiter != nil && !s.limiter.AllowN(readAt, 1):
+		s.answer(resultRateLimited, errorFrame(titleRateLimit, rateLimitDetails(s.hub.config.MessagesPerSecond), to))
+	case err != nil:
+		s.answer(resultInvalid, errorFrame(titleIntegrity, detailsIntegrity, to))
+	case len(f.faults) > 0:
+		s.answer(resultInvalid, faultsFrame(f.faults, to))
+	case now != phaseOpen:
+		s.settled(to, errClosing)
+	default:
+		s.hub.send.Send(context.Background(), s.user, f.draft, readAt, func(err error) { s.settled(to, err) })
+	}
+}
+
+// settled ends the flight of a message. It does not block.
+func (s *session) settled(to reply, err error) {
+	if err != nil {
+		s.answer(resultFailed, errorFrame(titleDelivery, deliveryDetails(err), to))
+		return
+	}
+	s.hub.meters.received[resultAccepted].Inc()
+	s.mu.Lock()
+	s.inFlight--
+	s.signal()
+	s.mu.Unlock()
+}
+
+// answer queues an error frame; its place in flight is free once it has been written.
+func (s *session) answer(result string, frame []byte) {
+	s.hub.meters.received[result].Inc()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase >= phaseClosed {
+		s.inFlight--
+		s.signal()
+		return
+	}
+	s.errorBytes += len(frame)
+	s.push(outgoing{errors: frame})
+}
+
+// ---- Writing
+
+// What became of offering a delivery.
+type offered uint8
+
+const (
+	offerTaken offered = iota
+	offerFull
+	offerRefused // the connection is closing
+)
+
+// offer queues the delivery where there is room. The session settles what it takes.
+func (s *session) offer(p *parcel) offered {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offerLocked(p)
+}
+
+// offerUntil is like offer but waits for room until the deadline.
+func (s *session) offerUntil(p *parcel, deadline time.Time) offered {
+	var result offered
+	s.await(deadline, func() bool {
+		result = s.offerLocked(p)
+		return result != offerFull
+	})
+	return result
+}
+
+func (s *session) offerLocked(p *parcel) offered {
+	switch {
+	case s.phase >= phaseSealed:
+		return offerRefused
+	case s.deliveries >= s.hub.config.SendQueue:
+		return offerFull
+	}
+	p.pending.Add(1)
+	s.deliveries++
+	s.push(outgoing{parcel: p})
+	return offerTaken
+}
+
+// push queues a frame. The caller holds mu.
+func (s *session) push(item outgoing) {
+	if s.head > 0 && len(s.queue) == cap(s.queue) {
+		n := copy(s.queue, s.queue[s.head:])
+		clear(s.queue[n:])
+		s.queue, s.head = s.queue[:n], 0
+	}
+	s.queue = append(s.queue, item)
+	s.startWriter()
+}
+
+// startWriter starts the writer where there is something to write and nobody who does.
+// The caller holds mu.
+func (s *session) startWriter() {
+	if !s.writing && !s.corked && s.phase < phaseClosed && s.head < len(s.queue) {
+		s.writing = true
+		go s.write()
+	}
+}
+
+// write is the writer goroutine: it writes what waits, in order, and ends.
+func (s *session) write() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.head < len(s.queue) && s.phase < phaseClosed {
+		item := s.queue[s.head]
+		s.queue[s.head] = outgoing{}
+		s.head++
+		s.mu.Unlock()
+		err := s.writeItem(item)
+		s.mu.Lock()
+		if item.parcel != nil {
+			s.deliveries--
+		} else {
+			s.inFlight--
+			s.errorBytes -= len(item.errors)
+		}
+		if err != nil {
+			s.writeFailed()
+			break
+		}
+		s.framesOut++
+		s.signal()
+	}
+	if s.head == len(s.queue) {
+		if s.queue, s.head = s.queue[:0], 0; cap(s.queue) > keptQueue {
+			s.queue = nil
+		}
+	}
+	s.writing = false
+	s.signal()
+}
+
+// writeItem writes one frame; the wire bounds the time it takes.
+func (s *session) writeItem(item outgoing) error {
+	if item.parcel == nil {
+		return s.ws.Write(context.Background(), websocket.MessageText, item.errors)
+	}
+	err := s.ws.Write(context.Background(), websocket.MessageText, item.parcel.delivery.Body)
+	switch {
+	case err == nil:
+		s.hub.meters.delivered.Inc()
+	case s.wire.stalled.Load():
+		s.hub.meters.dropped[dropSlowConsumer].Inc()
+	default:
+		s.hub.meters.dropped[dropConnectionClosed].Inc()
+	}
+	item.parcel.done()
+	return err
+}
+
+// writeFailed gives the connection up after a write that did not succeed: where the
+// peer does not read, no close frame can be sent either. The caller holds mu.
+func (s *session) writeFailed() {
+	if s.wire.stalled.Load() {
+		s.note(app.CloseTooSlow, closeReason(app.CloseTooSlow))
+	}
+	s.cutLocked()
+}
+
+// dropAll settles what waits to be written as undeliverable, for the reason given.
+func (s *session) dropAll(reason string) {
+	s.mu.Lock()
+	dropped := s.queue[s.head:]
+	s.queue, s.head = nil, 0
+	for _, item := range dropped {
+		if item.parcel != nil {
+			s.deliveries--
+		} else {
+			s.inFlight--
+			s.errorBytes -= len(item.errors)
+		}
+	}
+	s.signal()
+	s.mu.Unlock()
+	for _, item := range dropped {
+		if item.parcel != nil {
+			s.hub.meters.dropped[reason].Inc()
+			item.parcel.done()
+		}
+	}
+}
+
+// ---- Time
+
+// nextTick returns when there is something to do: a ping, or the end of the token.
+func (s *session) nextTick() time.Time {
+	if !s.expires.IsZero() && s.expires.Before(s.pingDue) {
+		return s.expires
+	}
+	return s.pingDue
+}
+
+// tick runs in a goroutine of the session's one timer, and sets the timer again.
+func (s *session) tick() {
+	now := time.Now()
+	if !s.expires.IsZero() && !now.Before(s.expires) {
+		s.close(app.CloseUnauthorized, closeReason(app.CloseUnauthorized))
+		return
+	}
+	if !now.Before(s.pingDue) {
+		s.ping(now)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase == phaseOpen {
+		s.timer.Reset(time.Until(s.nextTick()))
+	}
+}
+
+// ping pings the peer and waits until it has answered, until the next ping is due, or
+// until the token ends. A peer from which nothing at all came meanwhile is dropped.
+func (s *session) ping(now time.Time) {
+	s.pingDue = now.Add(s.hub.config.PingInterval)
+	before := s.wire.pings.Load()
+	ctx, cancel := context.WithDeadline(context.Background(), s.nextTick())
+	err := s.ws.Ping(ctx)
+	cancel()
+	switch {
+	case err == nil || s.wire.heardSince(now):
+	case s.wire.stalled.Load():
+		s.drop(app.CloseTooSlow)
+	case s.wire.pings.Load() == before:
+		// The ping never left, since a message is being written: that write has a
+		// deadline of its own.
+	case time.Now().Before(s.pingDue):
+		// The token ends first, or the connection has ended.
+	case s.isHeld():
+	default:
+		s.drop(app.CloseAbnormal)
+	}
+}
+
+func (s *session) isHeld() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held
+}
+
+// ---- Ending
+
+// note records why the service ends the connection, unless that is known already. The
+// caller holds mu.
+func (s *session) note(code app.CloseCode, reason string) {
+	if s.code == 0 {
+		s.code, s.reason = code, reason
+	}
+}
+
+// close closes the connection in order: every frame that has been read is confirmed or
+// gets its error, what is queued is written, then the close frame goes out. It returns
+// at once and does nothing where the session is closing already.
+func (s *session) close(code app.CloseCode, reason string) {
+	s.closeBefore(code, reason, time.Now().Add(s.hub.config.ConfirmTimeout+settleGrace))
+}
+
+// closeBefore is like close, and the close frame goes out before the deadline.
+func (s *session) closeBefore(code app.CloseCode, reason string, deadline time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase != phaseOpen {
+		return
+	}
+	s.phase = phaseClosing
+	s.note(code, cutReason(reason))
+	s.stopTimer()
+	s.signal()
+	go s.shut(deadline)
+}
+
+// shut is the closer goroutine of an orderly close.
+func (s *session) shut(deadline time.Time) {
+	s.await(deadline, func() bool {
+		if s.phase == phaseClosing && !s.corked && s.inFlight == 0 {
+			s.phase = phaseSealed
+			s.signal()
+		}
+		return s.phase != phaseClosing
+	})
+	s.await(deadline, func() bool {
+		if s.phase == phaseSealed && !s.writing && s.head == len(s.queue) && s.inFlight == 0 {
+			s.phase = phaseClosed
+		}
+		return s.phase >= phaseClosed
+	})
+	s.mu.Lock()
+	if s.phase < phaseClosed { // late: what still waits is given up
+		s.phase = phaseClosed
+		s.signal()
+	}
+	able := s.phase == phaseClosed && !s.corked && !s.writing
+	s.mu.Unlock()
+	s.handshake(able, s.hub.config.WriteTimeout+closeWait)
+}
+
+// closeTooSlow closes the connection with 4408. What is queued is given up, and the
+// close frame is sent where the socket takes it. It returns at once.
+func (s *session) closeTooSlow() {
+	s.mu.Lock()
+	if s.phase >= phaseClosed {
+		s.mu.Unlock()
+		return
+	}
+	s.phase = phaseClosed
+	s.note(app.CloseTooSlow, closeReason(app.CloseTooSlow))
+	s.stopTimer()
+	s.signal()
+	go s.shutSlow()
+	s.mu.Unlock()
+	s.dropAll(dropSlowConsumer)
+}
+
+// shutSlow is the closer goroutine of a 4408.
+func (s *session) shutSlow() {
+	able := s.await(time.Now().Add(slowCloseWait), func() bool {
+		return s.phase == phaseDead || !s.corked && !s.writing
+	})
+	s.mu.Lock()
+	able = able && s.phase != phaseDead
+	s.mu.Unlock()
+	s.handshake(able, closeWait)
+}
+
+// handshake sends the close frame where that can be done, gives the peer closeWait to
+// answer, and cuts the connection, all within limit.
+func (s *session) handshake(able bool, limit time.Duration) {
+	if able {
+		s.mu.Lock()
+		code, reason := s.code, s.reason
+		s.mu.Unlock()
+		guard := time.AfterFunc(limit, s.cut)
+		_ = s.ws.Close(websocket.StatusCode(code), reason)
+		guard.Stop()
+	}
+	s.cut()
+}
+
+// drop ends the connection at once, without a close frame.
+func (s *session) drop(code app.CloseCode) {
+	s.mu.Lock()
+	s.note(code, "")
+	s.cutLocked()
+	s.mu.Unlock()
+}
+
+// cut ends the connection at once; the reader finds out and ends the session.
+func (s *session) cut() {
+	s.mu.Lock()
+	s.cutLocked()
+	s.mu.Unlock()
+}
+
+func (s *session) cutLocked() {
+	s.phase = phaseDead
+	s.stopTimer()
+	s.signal()
+	if s.wire != nil {
+		s.wire.cut() // closing a socket does not block
+	}
+}
+
+func (s *session) stopTimer() {
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+}
+
+// Who ended a connection, for the log.
+const (
+	byServer  = "server"
+	byClient  = "client"
+	byNetwork = "network"
+)
+
+// finish ends the session, once: the reader calls it last. err is what ended reading.
+func (s *session) finish(err error) {
+	code, by := s.verdict(err)
+	s.cut()
+	// The library's own close returns soon, now that its socket is gone.
+	_ = s.ws.CloseNow()
+	s.await(time.Time{}, func() bool { return !s.writing })
+	reason := dropConnectionClosed
+	if code == app.CloseTooSlow {
+		reason = dropSlowConsumer
+	}
+	s.dropAll(reason)
+
+	h := s.hub
+	h.meters.connections.Dec()
+	h.meters.closed(code)
+	s.admission.Release()
+	s.mu.Lock()
+	framesOut := s.framesOut
+	s.mu.Unlock()
+	h.log.Info("connection closed",
+		zap.Stringer("user", s.user),
+		zap.Stringer("client", s.client),
+		zap.Duration("duration", time.Since(s.opened)),
+		zap.Int("frames_in", s.framesIn),
+		zap.Int("frames_out", framesOut),
+		zap.Int64("bytes_in", s.wire.bytesIn.Load()),
+		zap.Int64("bytes_out", s.wire.bytesOut.Load()),
+		zap.String("code", h.meters.closeLabel(code)),
+		zap.String("closed_by", by),
+	)
+	h.leave(s)
+	h.unregister(s)
+}
+
+// verdict says which close code the connection ended with, and who ended it.
+func (s *session) verdict(err error) (app.CloseCode, string) {
+	s.mu.Lock()
+	code, dead := s.code, s.phase == phaseDead
+	s.mu.Unlock()
+	var received websocket.CloseError
+	switch {
+	case code == app.CloseAbnormal:
+		return code, byNetwork
+	case code != 0:
+		return code, byServer
+	case errors.As(err, &received):
+		return app.CloseCode(received.Code), byClient
+	case s.wire.stalled.Load():
+		return app.CloseTooSlow, byServer
+	case err != nil && !dead && !s.wire.failed:
+		// Reading failed though the socket did not: the peer broke the protocol. The
+		// library has answered most of that with 1002; a second close frame is not sent.
+		s.mu.Lock()
+		s.phase = phaseClosed
+		s.note(app.CloseCode(websocket.StatusProtocolError), "protocol error")
+		s.mu.Unlock()
+		guard := time.AfterFunc(s.hub.config.WriteTimeout+closeWait, s.cut)
+		_ = s.ws.Close(websocket.StatusProtocolError, "protocol error")
+		guard.Stop()
+		return app.CloseCode(websocket.StatusProtocolError), byServer
+	}
+	return app.CloseAbnormal, byNetwork
+}
