@@ -58,7 +58,7 @@ func serve(t *testing.T, config Config, method, target string, header ...string)
 	return response, string(body)
 }
 
-var demo = Config{RootPath: "/transportation", Demo: true}
+var demo = Config{RootPath: "/transportation", Demo: true, Metrics: true}
 
 func loadOpenAPI(t *testing.T, document string) *openapi3.T {
 	t.Helper()

@@ -9,4 +9,6 @@ type Config struct {
 	RootPath string
 	// Demo says that the routes of demo mode exist.
 	Demo bool
+	// Metrics says that /metrics is served beside the documents, not on ADMIN_ADDR.
+	Metrics bool
 }

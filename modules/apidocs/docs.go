@@ -49,6 +49,8 @@ type pageData struct {
 	// Prefix is the same as an absolute path: empty, or Config.RootPath.
 	Prefix string
 	Demo   bool
+	// Metrics says whether the bar links the metrics.
+	Metrics bool
 	// Here marks the page in the bar.
 	Here  string
 	Async asyncDocument
@@ -76,6 +78,7 @@ func New(config Config) (*Docs, error) {
 	}
 	render := func(name, policy string, data pageData) (file, error) {
 		data.Demo = config.Demo
+		data.Metrics = config.Metrics
 		var page bytes.Buffer
 		if err := pages.ExecuteTemplate(&page, name, data); err != nil {
 			return file{}, fmt.Errorf("render the page %s: %w", name, err)

@@ -197,7 +197,7 @@ func (v *validator) config(env environment) Config {
 			ServerName:     env.ServiceName,
 			StopTimeout:    shutdown.Listener,
 		},
-		Docs:     apidocs.Config{RootPath: rootPath, Demo: demo},
+		Docs:     apidocs.Config{RootPath: rootPath, Demo: demo, Metrics: env.AdminAddr == ""},
 		Log:      v.log(env),
 		Shutdown: shutdown,
 	}

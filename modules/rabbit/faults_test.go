@@ -693,3 +693,88 @@ func (r *relay) cut() {
 	}
 	r.conns = nil
 }
+
+// TestReceiveBlockedWhileReconnecting: a user whose deliveries are held up gets a queue
+// anew at once, and the order is kept across the two connections.
+func TestReceiveBlockedWhileReconnecting(t *testing.T) {
+	config := testConfig(rabbittest.URL(t), ScopeUser)
+	x := startInboxes(t, config)
+	eventually(t, "inboxes are connected", func() bool { return x.Available() == nil })
+	release, got := make(chan struct{}), make(chan string, 10)
+	inbox := openInbox(t, x, 1, func(d app.Delivery) {
+		got <- string(d.Body)
+		<-release
+		d.Ack()
+	})
+	backend := dialPeer(t, config.URLs[0])
+	backend.publish(t, config.WebsocketsExchange, "1", "", []byte("first"))
+	if body := <-got; body != "first" {
+		t.Fatalf("got %s", body)
+	}
+	x.link.session.Load().end(errors.New("cut by the test"))
+	eventually(t, "the inbox is back", func() bool { return x.Check(t.Context()) == nil })
+	if !backend.publish(t, config.WebsocketsExchange, "1", "", []byte("second")) {
+		t.Fatal("the message went to no queue")
+	}
+	select {
+	case body := <-got:
+		t.Fatalf("%s was handed out while the delivery before was still being received", body)
+	default:
+	}
+	close(release)
+	if body := <-got; body != "second" {
+		t.Fatalf("got %s", body)
+	}
+	if err := inbox.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLateSettlement: what is settled after its connection was lost is ignored; its tags
+// would mean other deliveries, or none, on the new one.
+func TestLateSettlement(t *testing.T) {
+	for _, scope := range []Scope{ScopeUser, ScopeInstance} {
+		t.Run(string(scope), func(t *testing.T) {
+			config := testConfig(rabbittest.URL(t), scope)
+			x := startInboxes(t, config)
+			eventually(t, "inboxes are connected", func() bool { return x.Available() == nil })
+			deliveries := make(chan app.Delivery, 100)
+			openInbox(t, x, 1, func(d app.Delivery) { deliveries <- d })
+			backend := dialPeer(t, config.URLs[0])
+			var old []app.Delivery
+			for range 3 {
+				backend.publish(t, config.WebsocketsExchange, "1", "", []byte("old"))
+				old = append(old, <-deliveries)
+			}
+			x.link.session.Load().end(errors.New("cut by the test"))
+			eventually(t, "the inbox is back", func() bool { return x.Check(t.Context()) == nil })
+			session := x.link.session.Load()
+			prefetch := config.Prefetch
+			if scope == ScopeInstance {
+				prefetch = config.InstancePrefetch
+			}
+			for range prefetch + 1 {
+				backend.publish(t, config.WebsocketsExchange, "1", "", []byte("new"))
+			}
+			var current []app.Delivery
+			for range prefetch {
+				current = append(current, <-deliveries)
+			}
+			for _, d := range old {
+				d.Ack()
+				d.Reject()
+			}
+			current[1].Ack()
+			current[1].Ack() // a fault of the caller that would cost the channel
+			current = append(current, <-deliveries)
+			for _, d := range current {
+				d.Ack()
+			}
+			backend.publish(t, config.WebsocketsExchange, "1", "", []byte("new"))
+			(<-deliveries).Ack()
+			if x.link.session.Load() != session || x.Check(t.Context()) != nil {
+				t.Error("the connection did not last")
+			}
+		})
+	}
+}

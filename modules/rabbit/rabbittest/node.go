@@ -224,7 +224,7 @@ func (n *Node) run() error {
 // without doing so itself, as go test does to it after a timeout.
 func (n *Node) watch() error {
 	n.unwatch()
-	command := exec.Command("/bin/sh", "-c", `read _; kill -9 "$@" 2>/dev/null`, "watchdog",
+	command := exec.Command("/bin/sh", "-c", `read _; kill -9 "$@" 2>/dev/null; sleep 1; rm -rf "$0"`, n.home,
 		strconv.Itoa(n.server.command.Process.Pid), strconv.Itoa(n.epmd.command.Process.Pid))
 	pipe, err := command.StdinPipe()
 	if err != nil {
