@@ -83,12 +83,6 @@ func (m *mailbag) receive(d app.Delivery) {
 	m.mu.Unlock()
 }
 
-func (m *mailbag) got() []app.Delivery {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return append([]app.Delivery(nil), m.deliveries...)
-}
-
 func (m *mailbag) count() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -29,8 +29,11 @@ const (
 	// closeTimeout bounds the closing handshake of a connection.
 	closeTimeout = time.Second
 
+	// backoffFloor and backoffCap bound the wait between two rounds of attempts. The cap
+	// is what a broker that is back may be left waiting for: it is short, so that users
+	// have their queues within 5 s.
 	backoffFloor = 250 * time.Millisecond
-	backoffCap   = 5 * time.Second
+	backoffCap   = 2 * time.Second
 	// awayLogInterval is how often the log says that the broker is still away.
 	awayLogInterval = 30 * time.Second
 	// settledAfter is how long a connection must have lasted for the next one to be
@@ -197,15 +200,16 @@ func (l *link) run(ctx context.Context) {
 	}
 }
 
-// backoff returns how long to wait after a number of full rounds that failed: a floor
-// plus a random part that doubles with each, so that the instances of a fleet that
-// lost their broker together do not come back together.
+// backoff returns how long to wait after a number of full rounds that failed: at least
+// the floor, and at most a bound that doubles with each round up to the cap. It is drawn
+// between the two, so that the instances of a fleet that lost their broker together do
+// not come back together.
 func backoff(rounds int) time.Duration {
 	ceiling := backoffCap
-	if rounds < 6 {
-		ceiling = min(backoffCap, backoffFloor<<max(0, rounds-1))
+	if rounds < 3 {
+		ceiling = min(backoffCap, backoffFloor<<max(1, rounds))
 	}
-	return backoffFloor/2 + rand.N(ceiling)
+	return backoffFloor + rand.N(ceiling-backoffFloor+1)
 }
 
 // pause waits for d, or until stop is closed.

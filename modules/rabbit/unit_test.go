@@ -51,16 +51,26 @@ func TestGate(t *testing.T) {
 }
 
 func TestBackoff(t *testing.T) {
+	most := func(rounds int) time.Duration {
+		switch rounds {
+		case 0, 1:
+			return 500 * time.Millisecond
+		case 2:
+			return time.Second
+		}
+		return backoffCap
+	}
 	for rounds := range 70 {
+		drawn := make(map[time.Duration]bool)
 		for range 50 {
-			if d := backoff(rounds); d < backoffFloor/2 || d > backoffFloor/2+backoffCap {
+			d := backoff(rounds)
+			drawn[d] = true
+			if d < 250*time.Millisecond || d > most(rounds) || d > 5*time.Second {
 				t.Fatalf("after %d rounds the wait is %v", rounds, d)
 			}
 		}
-	}
-	for range 50 {
-		if d := backoff(1); d > backoffFloor/2+backoffFloor {
-			t.Fatalf("the first wait is %v", d)
+		if len(drawn) < 25 {
+			t.Fatalf("after %d rounds 50 waits are only %d different ones", rounds, len(drawn))
 		}
 	}
 }

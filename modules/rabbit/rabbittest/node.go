@@ -28,6 +28,10 @@ const (
 	startTimeout = 90 * time.Second
 	stopTimeout  = 30 * time.Second
 	ctlTimeout   = 60 * time.Second
+
+	// erlangCookie is the file, in the home of a server, that it shares with those it
+	// talks to: rabbitmqctl and the other servers of its cluster.
+	erlangCookie = ".erlang.cookie"
 )
 
 // folders are where the server's own scripts are: Debian's, Homebrew's on Apple and on
@@ -50,7 +54,8 @@ type Node struct {
 	epmdPort int
 	distPort int // of the Erlang distribution, which rabbitmqctl speaks
 
-	epmd     *process
+	seed     *Node    // of the cluster that this node joins at its first start, or nil
+	epmd     *process // nil where the seed's serves
 	server   *process
 	watchdog io.Closer // closing it has the watchdog kill what still runs
 	watching *process
@@ -96,7 +101,19 @@ func (p *process) signal(signal os.Signal, timeout time.Duration) error {
 // Start starts a server that ends with the test.
 func Start(tb testing.TB) *Node {
 	tb.Helper()
-	node, err := newNode()
+	return started(tb, nil)
+}
+
+// StartCluster starts a cluster of two servers that ends with the test.
+func StartCluster(tb testing.TB) (first, second *Node) {
+	tb.Helper()
+	first = started(tb, nil)
+	return first, started(tb, first)
+}
+
+func started(tb testing.TB, seed *Node) *Node {
+	tb.Helper()
+	node, err := newNode(seed)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -104,9 +121,10 @@ func Start(tb testing.TB) *Node {
 	return node
 }
 
-// newNode starts a server; the caller calls remove.
-func newNode() (*Node, error) {
-	n := &Node{}
+// newNode starts a server, as a member of seed's cluster where there is a seed; the
+// caller calls remove.
+func newNode(seed *Node) (*Node, error) {
+	n := &Node{seed: seed}
 	for _, folder := range folders {
 		if _, err := os.Stat(filepath.Join(folder, "rabbitmq-server")); err == nil {
 			n.folder = folder
@@ -121,6 +139,9 @@ func newNode() (*Node, error) {
 		return nil, err
 	}
 	n.port, n.epmdPort, n.distPort = ports[0], ports[1], ports[2]
+	if seed != nil {
+		n.epmdPort = seed.epmdPort // by which nodes find each other
+	}
 	n.name = fmt.Sprintf("chat-test-%d@localhost", n.port)
 	if n.home, err = os.MkdirTemp("", "rabbittest-"); err != nil {
 		return nil, err
@@ -139,20 +160,33 @@ func newNode() (*Node, error) {
 // prepare writes the server's files and starts its port mapper: one that the server
 // started itself would stay behind.
 func (n *Node) prepare() error {
-	files := map[string]string{
-		"enabled_plugins": "[].\n",
-		"rabbitmq.conf": strings.Join([]string{
-			"disk_free_limit.absolute = 1MB",
-			"log.console = false",
-			"log.file.level = warning",
-			"distribution.listener.interface = 127.0.0.1",
-			"",
-		}, "\n"),
+	settings := []string{
+		"disk_free_limit.absolute = 1MB",
+		"log.console = false",
+		"log.file.level = warning",
+		"distribution.listener.interface = 127.0.0.1",
 	}
+	files := map[string]string{"enabled_plugins": "[].\n"}
+	if n.seed != nil {
+		settings = append(settings,
+			"cluster_formation.peer_discovery_backend = classic_config",
+			"cluster_formation.classic_config.nodes.1 = "+n.seed.name,
+			"cluster_formation.classic_config.nodes.2 = "+n.name,
+		)
+		cookie, err := os.ReadFile(filepath.Join(n.seed.home, erlangCookie))
+		if err != nil {
+			return err
+		}
+		files[erlangCookie] = string(cookie)
+	}
+	files["rabbitmq.conf"] = strings.Join(settings, "\n") + "\n"
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(n.home, name), []byte(text), 0o600); err != nil {
 			return err
 		}
+	}
+	if n.seed != nil {
+		return nil
 	}
 	command := exec.Command("epmd", "-port", strconv.Itoa(n.epmdPort), "-address", "127.0.0.1")
 	command.Dir = n.home
@@ -225,7 +259,10 @@ func (n *Node) run() error {
 func (n *Node) watch() error {
 	n.unwatch()
 	command := exec.Command("/bin/sh", "-c", `read _; kill -9 "$@" 2>/dev/null; sleep 1; rm -rf "$0"`, n.home,
-		strconv.Itoa(n.server.command.Process.Pid), strconv.Itoa(n.epmd.command.Process.Pid))
+		strconv.Itoa(n.server.command.Process.Pid))
+	if n.epmd != nil {
+		command.Args = append(command.Args, strconv.Itoa(n.epmd.command.Process.Pid))
+	}
 	pipe, err := command.StdinPipe()
 	if err != nil {
 		return err
@@ -249,7 +286,7 @@ func (n *Node) unwatch() {
 func await(p *process, timeout time.Duration, what string, ready func() bool) error {
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !ready() {
 		select {
@@ -257,7 +294,7 @@ func await(p *process, timeout time.Duration, what string, ready func() bool) er
 		case <-p.exited:
 			return fmt.Errorf("%s ended: %s", what, p.output)
 		case <-deadline.C:
-			return fmt.Errorf("%s did not start within %v", what, timeout)
+			return fmt.Errorf("%s was not ready within %v", what, timeout)
 		}
 	}
 	return nil
@@ -312,8 +349,18 @@ func (n *Node) Restart(tb testing.TB) {
 // swallowed all packets. Thaw, or the end of the test, undoes it.
 func (n *Node) Freeze(tb testing.TB) {
 	tb.Helper()
-	if err := n.server.command.Process.Signal(syscall.SIGSTOP); err != nil {
+	process := n.server.command.Process
+	if err := process.Signal(syscall.SIGSTOP); err != nil {
 		tb.Fatalf("freeze RabbitMQ: %v", err)
+	}
+	// The signal takes a moment to stop all threads; the parent is told when it has.
+	stopped := func() bool {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(process.Pid, &status, syscall.WUNTRACED|syscall.WNOHANG, nil)
+		return err == nil && pid == process.Pid && status.Stopped()
+	}
+	if err := await(n.server, stopTimeout, "freezing RabbitMQ", stopped); err != nil {
+		tb.Fatal(err)
 	}
 }
 

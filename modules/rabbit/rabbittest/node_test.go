@@ -44,3 +44,22 @@ func TestNodeStopsStartsAndDies(t *testing.T) {
 	node.Restart(t)
 	declare()
 }
+
+func TestClusterSharesItsQueues(t *testing.T) {
+	first, second := rabbittest.StartCluster(t)
+	conn, err := amqp.Dial(first.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	channel, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := channel.QueueDeclare("durable", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if queues := second.Queues(t); !slices.Equal(queues, []string{"durable"}) {
+		t.Fatalf("the second server knows the queues %q", queues)
+	}
+}

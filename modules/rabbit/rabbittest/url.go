@@ -38,7 +38,7 @@ func URL(tb testing.TB) string {
 		shared.url = localURL
 		return localURL
 	}
-	node, err := newNode()
+	node, err := newNode(nil)
 	if err != nil {
 		tb.Fatalf("These tests need a RabbitMQ server: run scripts/test, or name one in RABBITMQ_URL (%v).", err)
 	}
