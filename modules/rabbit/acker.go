@@ -3,6 +3,7 @@ package rabbit
 import (
 	"slices"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -14,9 +15,14 @@ import (
 // "delivery-tag"), across the users who share it. What lies gapless at the beginning
 // goes out as one ack with the multiple bit; what lies behind a gap goes out by itself
 // and waits for nobody.
+//
+// A write to the socket costs more than all the rest of a delivery but its own, so tags
+// are gathered for ackDelay, unless so many have come that the prefetch might run dry.
 type acker struct {
 	channel *amqp.Channel
-	wake    chan struct{}
+	// first is signalled by the tag that begins a batch, full by the one that fills it.
+	first, full chan struct{}
+	batch       int
 
 	mu      sync.Mutex
 	dead    bool
@@ -27,8 +33,18 @@ type acker struct {
 	spans tagSpans
 }
 
-func newAcker(channel *amqp.Channel) *acker {
-	return &acker{channel: channel, wake: make(chan struct{}, 1)}
+// ackDelay is how long a settled delivery may wait for others to be acked with it. Half
+// of a user's prefetch goes out at once, so it delays nobody's next delivery.
+const ackDelay = 2 * time.Millisecond
+
+// newAcker returns an acker for a channel whose consumers have the prefetch.
+func newAcker(channel *amqp.Channel, prefetch int) *acker {
+	return &acker{
+		channel: channel,
+		first:   make(chan struct{}, 1),
+		full:    make(chan struct{}, 1),
+		batch:   max(1, prefetch/2),
+	}
 }
 
 // Ack implements app.Acknowledger.
@@ -44,10 +60,20 @@ func (a *acker) note(tags *[]uint64, tag uint64) {
 		return
 	}
 	*tags = append(*tags, tag)
+	count := len(a.acks) + len(a.rejects)
 	a.mu.Unlock()
-	select {
-	case a.wake <- struct{}{}:
-	default:
+	// A full channel says the same already.
+	if count == 1 {
+		select {
+		case a.first <- struct{}{}:
+		default:
+		}
+	}
+	if count == a.batch {
+		select {
+		case a.full <- struct{}{}:
+		default:
+		}
 	}
 }
 

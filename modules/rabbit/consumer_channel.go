@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -42,7 +43,7 @@ func openConsumerChannel(s *session, prefetch int) (*consumerChannel, error) {
 	return &consumerChannel{
 		session: s,
 		channel: channel,
-		acker:   newAcker(channel),
+		acker:   newAcker(channel, prefetch),
 		closed:  channel.NotifyClose(make(chan *amqp.Error, 1)),
 		cancels: channel.NotifyCancel(make(chan string, 2*consumersPerChannel)),
 		turn:    make(chan struct{}, 1),
@@ -54,10 +55,17 @@ func openConsumerChannel(s *session, prefetch int) (*consumerChannel, error) {
 // closed; the library closes it with its connection at the latest.
 func (c *consumerChannel) run() {
 	closed, cancels := c.closed, c.cancels
+	// Without a batch the timer is far away: an idle channel wakes nobody.
+	batch := time.NewTimer(time.Hour)
+	defer batch.Stop()
 	for closed != nil || cancels != nil {
 		select {
-		case <-c.acker.wake:
-			// The error says that the channel is closed; that is seen below.
+		case <-c.acker.first:
+			batch.Reset(ackDelay)
+		case <-batch.C:
+			// An error says that the channel is closed; that is seen below.
+			_ = c.acker.send()
+		case <-c.acker.full:
 			_ = c.acker.send()
 		case tag, open := <-cancels:
 			if !open {
