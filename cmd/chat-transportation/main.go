@@ -26,6 +26,7 @@ import (
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/hub"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/metrics"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit"
+	"github.com/aleksandrshaulskyi/chat-transportation/modules/tracing"
 )
 
 func main() { os.Exit(command(os.Args[1:])) }
@@ -46,6 +47,8 @@ func service(cfg config.Config, log *zap.Logger) fx.Option {
 
 		config.Module(cfg),
 		metrics.Module,
+		tracing.Module,
+		traces(cfg),
 		authpass.Module,
 		useCases(cfg),
 		hub.Module,
@@ -59,14 +62,25 @@ func service(cfg config.Config, log *zap.Logger) fx.Option {
 // order is the order of construction, which is the order of the parameters here; stop
 // order is its reverse: first the connections are drained while the listener still
 // says that the instance is not ready, then it closes, then the users' queues go,
-// then the publisher, which has had its last confirm, and at last the pass store.
+// then the publisher, which has had its last confirm, then the pass store, and at last
+// the spans and the metrics of all this are sent to the collector, where there is one.
 func broker(cfg config.Config) fx.Option {
 	if cfg.Demo {
-		return fx.Options(demo.Module, fx.Provide(demoSigner), fx.Invoke(
-			func(app.PassStore, *demo.Broker, *demo.Backend, *httpapi.Server, *hub.Drain) {}))
+		return fx.Options(demo.Module, fx.Provide(demoSigner), fx.Invoke(func(
+			*metrics.Push, *tracing.Tracer, app.PassStore, *demo.Broker, *demo.Backend, *httpapi.Server, *hub.Drain) {
+		}))
 	}
-	return fx.Options(rabbit.Module, fx.Invoke(
-		func(app.PassStore, *rabbit.Publisher, *rabbit.Inboxes, *httpapi.Server, *hub.Drain) {}))
+	return fx.Options(rabbit.Module, fx.Invoke(func(
+		*metrics.Push, *tracing.Tracer, app.PassStore, *rabbit.Publisher, *rabbit.Inboxes, *httpapi.Server, *hub.Drain) {
+	}))
+}
+
+// traces puts spans around the ports and the routes; without traces it puts nothing.
+func traces(cfg config.Config) fx.Option {
+	if !cfg.Tracing.Enabled {
+		return fx.Options()
+	}
+	return tracing.Decorators
 }
 
 // useCases provides the use cases over the ports that the modules implement.

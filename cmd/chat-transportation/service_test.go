@@ -57,9 +57,15 @@ func TestHookOrder(t *testing.T) {
 		want []string
 	}{
 		{"demo", map[string]string{}, []string{"demo.(*Broker)", "demo.(*Backend)", "httpapi.(*Server)", "hub.(*Drain)"}},
+		{"demo, metrics and traces", map[string]string{"OPENTELEMETRY_COLLECTOR_URL": "127.0.0.1:1", "OPENTELEMETRY_TRACES": "true"},
+			[]string{"metrics.(*Push)", "tracing.(*Tracer)", "demo.(*Broker)", "demo.(*Backend)", "httpapi.(*Server)", "hub.(*Drain)"}},
 		{"rabbit", map[string]string{
 			"KEY": testKey, "RABBITMQ_URL": "amqp://127.0.0.1:1/", "REDIS_URL": "redis://127.0.0.1:1/",
 		}, []string{"authpass.(*RedisStore)", "rabbit.(*Publisher)", "rabbit.(*Inboxes)", "httpapi.(*Server)", "hub.(*Drain)"}},
+		{"rabbit, metrics and traces", map[string]string{
+			"KEY": testKey, "RABBITMQ_URL": "amqp://127.0.0.1:1/", "REDIS_URL": "redis://127.0.0.1:1/",
+			"OPENTELEMETRY_COLLECTOR_URL": "127.0.0.1:1", "OPENTELEMETRY_TRACES": "true",
+		}, []string{"metrics.(*Push)", "tracing.(*Tracer)", "authpass.(*RedisStore)", "rabbit.(*Publisher)", "rabbit.(*Inboxes)", "httpapi.(*Server)", "hub.(*Drain)"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			core, logs := observer.New(zap.DebugLevel)

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -28,7 +29,9 @@ import (
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/authpass"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/httpapi"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/hub"
+	"github.com/aleksandrshaulskyi/chat-transportation/modules/metrics"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit"
+	"github.com/aleksandrshaulskyi/chat-transportation/modules/tracing"
 )
 
 // Config is the whole configuration, checked. It holds secrets: it is never printed.
@@ -45,6 +48,8 @@ type Config struct {
 	Rabbit         rabbit.Config
 	HTTP           httpapi.Config
 	Docs           apidocs.Config
+	Push           metrics.PushConfig
+	Tracing        tracing.Config
 	Log            Log
 	Shutdown       Shutdown
 }
@@ -146,6 +151,7 @@ func (v *validator) config(env environment) Config {
 	shutdown := v.shutdown(env)
 	origins := v.origins(env.CORSOrigins)
 	rootPath := v.rootPath(env.RootPath)
+	collector, instance := v.collector(env), instanceID(env.HTTPAddr)
 	cfg := Config{
 		Demo: demo,
 		Auth: authpass.Config{
@@ -197,7 +203,22 @@ func (v *validator) config(env environment) Config {
 			ServerName:     env.ServiceName,
 			StopTimeout:    shutdown.Listener,
 		},
-		Docs:     apidocs.Config{RootPath: rootPath, Demo: demo, Metrics: env.AdminAddr == ""},
+		Docs: apidocs.Config{RootPath: rootPath, Demo: demo, Metrics: env.AdminAddr == ""},
+		Push: metrics.PushConfig{
+			CollectorURL: collector,
+			ServiceName:  env.ServiceName,
+			InstanceID:   instance,
+			StopTimeout:  shutdown.Telemetry,
+		},
+		Tracing: tracing.Config{
+			Enabled:            env.Traces,
+			CollectorURL:       collector,
+			ServiceName:        env.ServiceName,
+			InstanceID:         instance,
+			DatabaseExchange:   env.DatabaseExchange,
+			WebsocketsExchange: env.WebsocketsExchange,
+			StopTimeout:        shutdown.Telemetry,
+		},
 		Log:      v.log(env),
 		Shutdown: shutdown,
 	}
@@ -351,6 +372,45 @@ func (v *validator) redis(text string) string {
 		v.fault("REDIS_URL", "must be a URL such as redis://:password@host:6379/0")
 	}
 	return text
+}
+
+// collector returns the endpoint as http://host:port or https://host:port; empty where
+// there is none.
+func (v *validator) collector(env environment) string {
+	text := env.CollectorURL
+	if text == "" {
+		if env.Traces {
+			v.fault("OPENTELEMETRY_TRACES", "needs OPENTELEMETRY_COLLECTOR_URL")
+		}
+		return ""
+	}
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	// The default ports: OTLP/gRPC's own (OTLP specification), and HTTPS's for TLS.
+	ports := map[string]string{"http": "4317", "https": "443"}
+	endpoint, err := url.Parse(text)
+	if err == nil && ports[endpoint.Scheme] != "" && endpoint.Hostname() != "" && endpoint.User == nil &&
+		strings.Trim(endpoint.Path, "/") == "" && endpoint.RawQuery == "" && endpoint.Fragment == "" {
+		port := cmp.Or(endpoint.Port(), ports[endpoint.Scheme])
+		if _, err := net.LookupPort("tcp", port); err == nil {
+			return endpoint.Scheme + "://" + net.JoinHostPort(endpoint.Hostname(), port)
+		}
+	}
+	// The text is not quoted: it may hold a password.
+	v.fault("OPENTELEMETRY_COLLECTOR_URL", "must be http://host:port, host:port or https://host:port")
+	return ""
+}
+
+// instanceID names this instance among those of the service, as Prometheus does: the
+// name of the host and the port.
+func instanceID(address string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	_, port, _ := net.SplitHostPort(address)
+	return net.JoinHostPort(host, port)
 }
 
 func (v *validator) log(env environment) Log {

@@ -109,6 +109,15 @@ func TestFaults(t *testing.T) {
 		{"SHUTDOWN_DRAIN_WINDOW", "-1s", "SHUTDOWN_DRAIN_WINDOW must be"},
 		{"WEBSOCKETS_EXCHANGE_NAME", "amq.direct", "WEBSOCKETS_EXCHANGE_NAME must be"},
 		{"DATABASE_EXCHANGE_NAME", "websockets", "DATABASE_EXCHANGE_NAME must differ"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "grpc://localhost:4317", "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "http://u:" + secret + "@localhost:4317", "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "http://localhost:4317/v1/metrics", "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "http://localhost:4317?token=" + secret, "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "localhost:otlp?", "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "https://", "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_COLLECTOR_URL", "localhost:99999", "OPENTELEMETRY_COLLECTOR_URL must be http://"},
+		{"OPENTELEMETRY_TRACES", "true", "OPENTELEMETRY_TRACES needs OPENTELEMETRY_COLLECTOR_URL"},
+		{"OPENTELEMETRY_TRACES", "yes!", "OPENTELEMETRY_TRACES must be true or false"},
 		{"LOG_LEVEL", "loud", "LOG_LEVEL must be"},
 		{"LOG_FORMAT", "xml", "LOG_FORMAT must be"},
 	} {
@@ -136,6 +145,36 @@ func TestAllFaultsAreListedAtOnce(t *testing.T) {
 		if !strings.Contains(err.Error(), "\n  "+name+" ") {
 			t.Errorf("%s is not in:\n%v", name, err)
 		}
+	}
+}
+
+func TestCollector(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                        "",
+		"http://collector:4317":   "http://collector:4317",
+		"http://collector:4317/":  "http://collector:4317",
+		"collector:4318":          "http://collector:4318",
+		"collector":               "http://collector:4317",
+		"[::1]:4317":              "http://[::1]:4317",
+		"https://otlp.example":    "https://otlp.example:443",
+		"https://otlp.example:1/": "https://otlp.example:1",
+	} {
+		cfg, err := From(base(map[string]string{"OPENTELEMETRY_COLLECTOR_URL": text, "SERVICE_NAME": "gateway", "HTTP_ADDR": ":8002"}))
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if cfg.Push.CollectorURL != want || cfg.Tracing.CollectorURL != want || cfg.Tracing.Enabled {
+			t.Errorf("%q: metrics go to %q, spans to %q, enabled %t", text, cfg.Push.CollectorURL, cfg.Tracing.CollectorURL, cfg.Tracing.Enabled)
+		}
+		if cfg.Push.ServiceName != "gateway" || cfg.Tracing.ServiceName != "gateway" ||
+			!strings.HasSuffix(cfg.Push.InstanceID, ":8002") || cfg.Tracing.InstanceID != cfg.Push.InstanceID {
+			t.Errorf("%q: %+v, %+v", text, cfg.Push, cfg.Tracing)
+		}
+	}
+	cfg, err := From(base(map[string]string{"OPENTELEMETRY_COLLECTOR_URL": "collector:4317", "OPENTELEMETRY_TRACES": "true"}))
+	if err != nil || !cfg.Tracing.Enabled || cfg.Tracing.DatabaseExchange != "database" || cfg.Tracing.WebsocketsExchange != "websockets" {
+		t.Errorf("%+v, %v", cfg.Tracing, err)
 	}
 }
 

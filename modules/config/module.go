@@ -6,5 +6,6 @@ import "go.uber.org/fx"
 func Module(cfg Config) fx.Option {
 	return fx.Module("config", fx.Supply(
 		cfg.Auth, cfg.PassPolicy, cfg.ConnectLimits, cfg.Hub, cfg.Rabbit, cfg.HTTP, cfg.Docs,
+		cfg.Push, cfg.Tracing,
 	))
 }

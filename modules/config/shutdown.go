@@ -16,13 +16,13 @@ type Shutdown struct {
 	Listener time.Duration
 	// Broker is for each of the two AMQP connections: queues gone, last confirms.
 	Broker time.Duration
-	// Telemetry is for the last push of metrics and spans.
+	// Telemetry is for each of the last push of metrics and the last export of spans.
 	Telemetry time.Duration
 }
 
 // parts lists the slices as often as they are spent.
 func (s Shutdown) parts() []time.Duration {
-	return []time.Duration{s.Drain, s.Listener, s.Broker, s.Broker, s.Telemetry}
+	return []time.Duration{s.Drain, s.Listener, s.Broker, s.Broker, s.Telemetry, s.Telemetry}
 }
 
 func (v *validator) shutdown(env environment) Shutdown {
@@ -34,7 +34,7 @@ func (v *validator) shutdown(env environment) Shutdown {
 		Window:    min(env.DrainWindow, total*30/100),
 		Listener:  total * 10 / 100,
 		Broker:    total * 10 / 100,
-		Telemetry: total * 5 / 100,
+		Telemetry: total * 3 / 100,
 	}
 	var sum time.Duration
 	for _, part := range s.parts() {

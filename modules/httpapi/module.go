@@ -1,6 +1,8 @@
 package httpapi
 
 import (
+	"net/http"
+
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/fx"
@@ -9,17 +11,18 @@ import (
 	"github.com/aleksandrshaulskyi/chat-transportation/app"
 )
 
-// Module provides the *Server over the groups "routes" and "ops_routes", and the
-// routes of passes and health in these groups. It wants a Config, an *app.IssuePass,
-// an *app.Readiness, a *zap.Logger and a prometheus.Registerer.
+// Module provides the *Server over the groups "routes", "ops_routes" and "middlewares"
+// (func(http.Handler) http.Handler, before the handlers of "routes"), and the routes of
+// passes and health in these groups. It wants a Config, an *app.IssuePass, an
+// *app.Readiness, a *zap.Logger and a prometheus.Registerer.
 var Module = fx.Module("httpapi", fx.Provide(
-	fx.Annotate(newServer, fx.ParamTags(``, ``, `group:"routes"`, `group:"ops_routes"`)),
+	fx.Annotate(newServer, fx.ParamTags(``, ``, `group:"routes"`, `group:"ops_routes"`, `group:"middlewares"`)),
 	fx.Annotate(newPassRoute, fx.ResultTags(`group:"routes"`)),
 	fx.Annotate(newHealthRoutes, fx.ResultTags(`group:"ops_routes"`)),
 ))
 
-func newServer(lifecycle fx.Lifecycle, cfg Config, routes, opsRoutes []func(chi.Router), log *zap.Logger, registerer prometheus.Registerer) *Server {
-	server := NewServer(cfg, routes, opsRoutes, log.Named("http"), registerer)
+func newServer(lifecycle fx.Lifecycle, cfg Config, routes, opsRoutes []func(chi.Router), middlewares []func(http.Handler) http.Handler, log *zap.Logger, registerer prometheus.Registerer) *Server {
+	server := NewServer(cfg, routes, opsRoutes, log.Named("http"), registerer, middlewares...)
 	lifecycle.Append(fx.StartStopHook(server.Start, server.Stop))
 	return server
 }

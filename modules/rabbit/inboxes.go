@@ -23,6 +23,9 @@ const (
 	// exchangeWatch is how often the exchange is looked up: when it is deleted its
 	// bindings go with it, and the broker tells nobody.
 	exchangeWatch = 2 * time.Second
+	// silence is how long the broker may leave that question without an answer before
+	// inboxes no longer count as receiving: the connection may be dead on the way.
+	silence = time.Second
 )
 
 // Inboxes implements app.Inboxes over one connection.
@@ -48,6 +51,17 @@ type consumeEpoch struct {
 	session *session
 	layout  layout
 	live    int // open inboxes that receive through it; guarded by Inboxes.mu
+	// asked is when the exchange began to be looked up, Unix time in nanoseconds; 0 once
+	// there is an answer.
+	asked atomic.Int64
+}
+
+// silent returns for how long the broker has owed an answer.
+func (e *consumeEpoch) silent() time.Duration {
+	if asked := e.asked.Load(); asked != 0 {
+		return time.Since(time.Unix(0, asked))
+	}
+	return 0
 }
 
 // layout makes inboxes at the broker, on one connection, as the scope has it.
@@ -213,6 +227,9 @@ func (x *Inboxes) Check(context.Context) error {
 		}
 		return lack
 	}
+	if err == nil && epoch.silent() >= silence {
+		return fmt.Errorf("%w: the consumer's connection does not answer", app.ErrBrokerUnavailable)
+	}
 	return err
 }
 
@@ -235,7 +252,7 @@ func (x *Inboxes) serve(ctx context.Context, s *session) error {
 	}
 	x.mu.Unlock()
 	s.ready()
-	x.watchExchange(ctx, s)
+	x.watchExchange(ctx, epoch)
 	x.mu.Lock()
 	x.epoch = nil
 	x.mu.Unlock()
@@ -247,7 +264,8 @@ func (x *Inboxes) serve(ctx context.Context, s *session) error {
 
 // watchExchange returns when the session is over or ctx has ended. It ends the session
 // itself when the exchange is gone: then all bindings are, and are made anew.
-func (x *Inboxes) watchExchange(ctx context.Context, s *session) {
+func (x *Inboxes) watchExchange(ctx context.Context, epoch *consumeEpoch) {
+	s := epoch.session
 	tick := time.NewTicker(exchangeWatch)
 	defer tick.Stop()
 	for {
@@ -258,11 +276,13 @@ func (x *Inboxes) watchExchange(ctx context.Context, s *session) {
 			return
 		case <-tick.C:
 		}
+		epoch.asked.Store(time.Now().UnixNano())
 		stop := s.watch("look up the exchange")
 		err := s.onFreshChannel(func(channel *amqp.Channel) error {
 			return channel.ExchangeDeclarePassive(x.config.WebsocketsExchange, amqp.ExchangeDirect, true, false, false, false, nil)
 		})
 		stop()
+		epoch.asked.Store(0)
 		if hasCode(err, amqp.NotFound) {
 			s.end(errors.New("the exchange of deliveries was deleted"))
 		}
@@ -428,7 +448,6 @@ func (b *inbox) Close(ctx context.Context) error {
 		return nil
 	}
 	b.closed = true
-	b.gate.shut()
 	close(b.closing)
 	delete(x.open, b)
 	s, repaired := x.leave(b), b.repaired
@@ -441,12 +460,24 @@ func (b *inbox) Close(ctx context.Context) error {
 		if s != nil {
 			s.epoch.layout.detach(b, s)
 		}
+		// What the broker has handed over until now is received before the gate is shut.
+		x.mu.Lock()
+		drained := b.drained
+		x.mu.Unlock()
+		if drained != nil {
+			<-drained
+		}
 	})
 	x.mu.Unlock()
+	var err error
 	select {
 	case <-gone:
 	case <-ctx.Done():
-		return fmt.Errorf("close an inbox: %w", ctx.Err())
+		err = fmt.Errorf("close an inbox: %w", ctx.Err())
+	}
+	b.gate.shut()
+	if err != nil {
+		return err
 	}
 	if err := b.gate.wait(ctx); err != nil {
 		return fmt.Errorf("close an inbox: wait for the delivery that is being received: %w", err)
@@ -460,6 +491,6 @@ func (b *inbox) hand(d *amqp.Delivery, acks *acker) {
 		acks.Ack(d.DeliveryTag)
 		return
 	}
-	b.receive(app.Delivery{Body: d.Body, Type: d.Type, Tag: d.DeliveryTag, Acks: acks})
+	b.receive(app.Delivery{Body: d.Body, Type: d.Type, Context: traceContext(d.Headers), Tag: d.DeliveryTag, Acks: acks})
 	b.gate.leave()
 }

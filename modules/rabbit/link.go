@@ -159,6 +159,7 @@ func (l *link) run(ctx context.Context) {
 		failures int // attempts since a connection was of use
 		connects int
 		lastLog  time.Time
+		refused  bool // as far as the log says
 	)
 	for ctx.Err() == nil {
 		url := l.urls[next%len(l.urls)]
@@ -184,8 +185,9 @@ func (l *link) run(ctx context.Context) {
 			continue
 		}
 		delay := backoff(failures / len(l.urls))
-		if time.Since(lastLog) >= awayLogInterval {
-			lastLog = time.Now()
+		// Credentials that are refused don't mend themselves: that is told at once.
+		if now := hasCode(err, amqp.AccessRefused); now != refused || time.Since(lastLog) >= awayLogInterval {
+			lastLog, refused = time.Now(), now
 			text := "the broker can't be reached, trying on"
 			if connected {
 				text = "the connection to the broker was lost, connecting again"

@@ -134,7 +134,7 @@ func (p *Publisher) Stop(ctx context.Context) error {
 }
 
 // Publish implements app.Publisher.
-func (p *Publisher) Publish(_ context.Context, message domain.Message, deadline time.Time, settled func(error)) {
+func (p *Publisher) Publish(ctx context.Context, message domain.Message, deadline time.Time, settled func(error)) {
 	body, err := app.AppendEntity(nil, message)
 	if err != nil {
 		// A valid message can always be written; the text is valid UTF-8.
@@ -142,6 +142,7 @@ func (p *Publisher) Publish(_ context.Context, message domain.Message, deadline 
 		return
 	}
 	properties := amqp.Publishing{
+		Headers:         traceHeaders(ctx),
 		ContentType:     "application/json",
 		ContentEncoding: "utf-8",
 		DeliveryMode:    amqp.Persistent,
