@@ -105,8 +105,9 @@ type Inboxes interface {
 type Inbox interface {
 	// Close removes the inbox from the broker and returns when it is gone, when
 	// the connection that it belongs to is gone (the broker then removes it), or
-	// when ctx ends (it is then removed in the background). After Close has
-	// returned, receive is not called any more. A second call does nothing.
+	// when ctx ends (it is then removed in the background). Until ctx ends, receive
+	// is called for what the broker has handed over; after Close has returned it is
+	// not called any more. A second call does nothing.
 	Close(ctx context.Context) error
 }
 

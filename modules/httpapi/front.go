@@ -64,6 +64,7 @@ const requestIDHeader = "X-Request-Id"
 // could imitate another's in the log.
 func (f *front) begin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		markServed(r)
 		// MaxBytesReader wants the writer of net/http, to have it close the connection.
 		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
 		x := &exchange{id: rand.Text(), response: &recorder{ResponseWriter: w}}

@@ -44,6 +44,19 @@ func (f *front) router(rootPath string, routes []func(chi.Router)) chi.Router {
 	return router
 }
 
+// behind returns the routes with the middlewares before each handler: behind the router,
+// so that they know the route, and not before requests that find none.
+func behind(middlewares []func(http.Handler) http.Handler, routes []func(chi.Router)) []func(chi.Router) {
+	if len(middlewares) == 0 {
+		return routes
+	}
+	guarded := make([]func(chi.Router), 0, len(routes))
+	for _, register := range routes {
+		guarded = append(guarded, func(r chi.Router) { register(r.With(middlewares...)) })
+	}
+	return guarded
+}
+
 // normalRootPath returns the path with a slash before it and none behind it; the
 // root itself is empty.
 func normalRootPath(path string) string {

@@ -73,31 +73,33 @@ type listener struct {
 }
 
 // NewServer returns a server for the routes; those of opsRoutes are served on the
-// admin address where there is one. It registers its metric with registerer and
-// does not listen yet.
-func NewServer(cfg Config, routes, opsRoutes []func(chi.Router), log *zap.Logger, registerer prometheus.Registerer) *Server {
+// admin address where there is one. A request that finds one of routes goes through
+// the middlewares first. It registers its metrics with registerer and does not listen
+// yet.
+func NewServer(cfg Config, routes, opsRoutes []func(chi.Router), log *zap.Logger, registerer prometheus.Registerer, middlewares ...func(http.Handler) http.Handler) *Server {
 	s := &Server{log: log, stopTimeout: cfg.StopTimeout}
-	front := newFront(cfg, log, registerer)
+	routes = behind(middlewares, routes)
+	front, conns := newFront(cfg, log, registerer), newConnections(registerer)
 	if cfg.AdminAddr == "" {
-		s.public = newListener(cfg.Addr, front.router(normalRootPath(cfg.RootPath), append(opsRoutes[:len(opsRoutes):len(opsRoutes)], routes...)), log)
+		s.public = newListener(cfg.Addr, front.router(normalRootPath(cfg.RootPath), append(opsRoutes[:len(opsRoutes):len(opsRoutes)], routes...)), conns, log)
 		return s
 	}
-	s.public = newListener(cfg.Addr, front.router(normalRootPath(cfg.RootPath), routes), log)
-	s.admin = newListener(cfg.AdminAddr, front.router("", append(opsRoutes[:len(opsRoutes):len(opsRoutes)], profiling)), log)
+	s.public = newListener(cfg.Addr, front.router(normalRootPath(cfg.RootPath), routes), conns, log)
+	s.admin = newListener(cfg.AdminAddr, front.router("", append(opsRoutes[:len(opsRoutes):len(opsRoutes)], profiling)), conns, log)
 	// A profile takes 30 seconds or what is asked for. pprof prolongs the deadline for
 	// writing by itself, but not the one for reading; see readTimeout.
 	s.admin.server.ReadTimeout = 0
 	return s
 }
 
-func newListener(address string, handler http.Handler, log *zap.Logger) *listener {
+func newListener(address string, handler http.Handler, conns *connections, log *zap.Logger) *listener {
 	// What goes wrong on a connection before a handler runs is the client's doing.
 	errorLog, err := zap.NewStdLogAt(log, zapcore.DebugLevel)
 	if err != nil {
 		// NewStdLogAt fails for levels that do not exist only.
 		panic(fmt.Sprintf("httpapi: %v", err))
 	}
-	return &listener{address: address, server: &http.Server{
+	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
@@ -105,7 +107,9 @@ func newListener(address string, handler http.Handler, log *zap.Logger) *listene
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          errorLog,
-	}}
+	}
+	conns.watch(server)
+	return &listener{address: address, server: server}
 }
 
 // Start binds the addresses and serves them until Stop. An address that can't be

@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,9 +22,9 @@ func NewDrain(h *Hub) *Drain { return &Drain{h} }
 func (d *Drain) Start(context.Context) error { return nil }
 
 // Stop refuses new connections and closes those there are with 1012, spread evenly over
-// DrainWindow in random order; each works on until its moment. What a client has sent
-// is confirmed or gets its error first, and what waits for it is written. Stop returns
-// as soon as all are gone, and after DrainTimeout or the end of ctx in any case: what
+// DrainWindow in random order; each works on until its moment. Its user's inbox goes
+// first, so that what was taken from the broker is written; what a client has sent is
+// confirmed or gets its error. Stop returns as soon as all are gone, and after DrainTimeout or the end of ctx in any case: what
 // is left shortly before then is cut. It returns nil.
 func (d *Drain) Stop(ctx context.Context) error {
 	h := d.hub
@@ -45,21 +46,26 @@ func (d *Drain) Stop(ctx context.Context) error {
 	sessions, gone := h.startDrain()
 	rand.Shuffle(len(sessions), func(i, j int) { sessions[i], sessions[j] = sessions[j], sessions[i] })
 	window := min(h.config.DrainWindow, lastClose.Sub(started))
+	var closing sync.WaitGroup
 	for i, s := range sessions {
 		moment := started.Add(window / time.Duration(len(sessions)) * time.Duration(i))
 		if !waitUntil(cutting, gone, moment) {
 			break
 		}
-		deadline := time.Now().Add(h.config.ConfirmTimeout + settleGrace)
-		if deadline.After(lastClose) {
-			deadline = lastClose
-		}
-		s.closeBefore(app.CloseServiceRestart, closeReason(app.CloseServiceRestart), deadline)
+		closing.Go(func() {
+			h.retire(s, time.Now().Add(min(retireTimeout, budget/8)))
+			deadline := time.Now().Add(h.config.ConfirmTimeout + settleGrace)
+			if deadline.After(lastClose) {
+				deadline = lastClose
+			}
+			s.closeBefore(app.CloseServiceRestart, closeReason(app.CloseServiceRestart), deadline)
+		})
 	}
 	select {
 	case <-gone:
 	case <-cutting.Done():
 	}
+	closing.Wait() // which does not outlast the retirement of an inbox
 	left := h.list()
 	for _, s := range left {
 		s.cut()

@@ -35,6 +35,7 @@ type meters struct {
 	connections prometheus.Gauge
 	users       prometheus.Gauge
 	delivered   prometheus.Counter
+	pings       prometheus.Counter
 	closes      map[string]prometheus.Counter
 	received    map[string]prometheus.Counter
 	dropped     map[string]prometheus.Counter
@@ -59,8 +60,12 @@ func newMeters(registerer prometheus.Registerer) *meters {
 			Name: "websocket_messages_delivered_total",
 			Help: "Messages of backends written to a connection, counted once for each connection.",
 		}),
+		pings: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "websocket_pings_received_total",
+			Help: "Pings of clients. Browsers send none, so a steep rise is a client that floods.",
+		}),
 	}
-	registerer.MustRegister(m.connections, m.users, m.delivered)
+	registerer.MustRegister(m.connections, m.users, m.delivered, m.pings)
 	m.closes = counters(registerer, "websocket_closes_total",
 		"Connections that have ended, by close code; 1006 where there was no close frame.", "code", append(codes, labelOther)...)
 	m.received = counters(registerer, "websocket_messages_received_total",

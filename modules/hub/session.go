@@ -69,6 +69,7 @@ type session struct {
 	limiter   *rate.Limiter // nil: no limit
 	expires   time.Time     // zero: the connection outlives its token
 	member    *member       // set by join
+	retires   bool          // a drain is about to close it; guarded by member.mu
 
 	// ws and wire are set by open, before any goroutine that uses them is started.
 	ws       *websocket.Conn

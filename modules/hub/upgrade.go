@@ -92,6 +92,10 @@ func (h *Hub) accept(w http.ResponseWriter, r *http.Request) (*websocket.Conn, *
 	ws, err := websocket.Accept(upgrade, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the origin has been judged, by the contract's rule
 		CompressionMode:    websocket.CompressionDisabled,
+		OnPingReceived: func(context.Context, []byte) bool {
+			h.meters.pings.Inc()
+			return true // answer it
+		},
 	})
 	if err != nil {
 		if upgrade.wire != nil {

@@ -20,6 +20,8 @@ const (
 	joinTimeout = 5 * time.Second
 	// leaveTimeout bounds the removal of a user's inbox; it goes on in the background.
 	leaveTimeout = 5 * time.Second
+	// retireTimeout bounds it where a drain waits for it with the close frame.
+	retireTimeout = time.Second
 )
 
 // member is a user with connections on this instance. It implements app.Recipient.
@@ -122,17 +124,46 @@ func (h *Hub) leave(s *session) {
 	m := s.member
 	m.remove(s)
 	m.turn <- struct{}{}
-	if m.inbox != nil && m.size() == 0 {
-		ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
-		if err := m.inbox.Close(ctx); err != nil {
-			h.log.Warn("a user's inbox is closed in the background", zap.Stringer("user", m.user), zap.Error(err))
-		}
-		cancel()
-		m.inbox = nil
-		h.meters.users.Dec()
+	if m.size() == 0 {
+		m.closeInbox(time.Now().Add(leaveTimeout))
 	}
 	<-m.turn
 	h.exit(m)
+}
+
+// retire is for a session that a drain is about to close: where all of its user's other
+// connections are about to be closed too, the inbox goes first, so that nothing is taken
+// from the broker for a connection that is past its close frame.
+func (h *Hub) retire(s *session, deadline time.Time) {
+	h.mu.Lock()
+	m := h.users[s.user] // the session itself may be joining just now
+	h.mu.Unlock()
+	if m == nil || !m.retiring(s) {
+		return
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case m.turn <- struct{}{}:
+		m.closeInbox(deadline)
+		<-m.turn
+	case <-timer.C:
+	}
+}
+
+// closeInbox closes the inbox if there is one, in the background after the deadline.
+// The caller has the turn.
+func (m *member) closeInbox(deadline time.Time) {
+	if m.inbox == nil {
+		return
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	if err := m.inbox.Close(ctx); err != nil {
+		m.hub.log.Warn("a user's inbox is closed in the background", zap.Stringer("user", m.user), zap.Error(err))
+	}
+	m.inbox = nil
+	m.hub.meters.users.Dec()
 }
 
 // add reports false where the user holds as many connections as one may.
@@ -158,6 +189,15 @@ func (m *member) size() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.sessions)
+}
+
+// retiring notes that the session is about to be closed for good, and reports whether
+// all of the user's are.
+func (m *member) retiring(s *session) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.retires = true
+	return !slices.ContainsFunc(m.sessions, func(other *session) bool { return !other.retires })
 }
 
 // snapshot appends the user's sessions to dst.
