@@ -1,0 +1,233 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
+)
+
+// site is a gateway and a broker, with exchanges of their own.
+type site struct {
+	t       *testing.T
+	amqp    string
+	scope   string
+	address string
+	prefix  string // of the exchanges
+	process *exec.Cmd
+	log     bytes.Buffer
+}
+
+func newSite(t *testing.T, scope string) *site {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{t: t, amqp: rabbittest.URL(t), scope: scope, address: listener.Addr().String(), prefix: fmt.Sprintf("load-%d-", time.Now().UnixNano())}
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *site) start() {
+	s.t.Helper()
+	s.process = exec.Command(gatewayProgram(s.t))
+	s.process.Dir = s.t.TempDir()
+	s.process.Stderr = &s.log
+	s.process.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HTTP_ADDR=" + s.address, "KEY=" + secret, "RABBITMQ_URL=" + s.amqp, "QUEUE_SCOPE=" + s.scope,
+		"WEBSOCKETS_EXCHANGE_NAME=" + s.prefix + "websockets", "DATABASE_EXCHANGE_NAME=" + s.prefix + "database",
+		"PASS_REQUESTS_PER_MINUTE=0", "WS_MESSAGES_PER_SECOND=0", "SHUTDOWN_DRAIN_WINDOW=200ms", "LOG_LEVEL=warn",
+	}
+	if err := s.process.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	eventually(s.t, "the gateway is ready", func() bool {
+		answer, err := http.Get("http://" + s.address + "/readyz")
+		if err != nil {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		_ = answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	})
+	http.DefaultClient.CloseIdleConnections()
+}
+
+func (s *site) stop() {
+	_ = s.process.Process.Signal(syscall.SIGTERM)
+	if err := s.process.Wait(); err != nil {
+		s.t.Errorf("the gateway: %v\n%s", err, &s.log)
+	}
+}
+
+// load runs the program against the site and returns its exit code and its result.
+func (s *site) load(ctx context.Context, line string) (int, *report) {
+	s.t.Helper()
+	arguments := append(strings.Fields(line), "-json", "-amqp", s.amqp, "-websockets-exchange", s.prefix+"websockets",
+		"-database-exchange", s.prefix+"database", "-settle", "0s", "-drain", "10s")
+	if !strings.Contains(line, "-target") {
+		arguments = append(arguments, "-url", "http://"+s.address)
+	}
+	var out, messages bytes.Buffer
+	code := command(ctx, arguments, withKey, nil, &out, &messages)
+	r := new(report)
+	if err := json.Unmarshal(out.Bytes(), r); err != nil {
+		s.t.Fatalf("%s: exit code %d, %v: %s%s", line, code, err, &out, &messages)
+	}
+	return code, r
+}
+
+func TestScenariosEndToEnd(t *testing.T) {
+	for _, scope := range []string{scopeUser, scopeInstance} {
+		t.Run(scope, func(t *testing.T) {
+			s := newSite(t, scope)
+			for _, c := range []struct {
+				line     string
+				expected uint64
+			}{
+				{"idle -users 20 -duration 100ms", 20},
+				{"delivery -users 10 -connections-per-user 2 -rate flood -messages 500", 1000},
+				{"delivery -users 10 -workers 2 -rate 500 -messages 200", 200},
+				{"inbound -users 10 -rate flood -messages 500 -bytes 1000", 500},
+				{"inbound -users 9 -connections-per-user 2 -workers 3 -rate flood -messages 500", 500},
+				{"roundtrip -users 10 -connections-per-user 2 -rate 400 -messages 200", 200},
+				{"roundtrip -users 10 -workers 2 -rate flood -messages 300", 300},
+				{"storm -users 30 -source-addresses 127.0.0.1", 30},
+				{"churn -users 10 -rate 100 -duration 300ms", 10},
+				{"inbound -target amqp -users 10 -rate flood -messages 500 -scope " + scope, 500},
+				{"delivery -target amqp -users 10 -rate flood -messages 500 -scope " + scope, 500},
+				{"roundtrip -target amqp -users 10 -workers 2 -rate 500 -messages 200 -scope " + scope, 200},
+				{"churn -target amqp -users 10 -rate 50 -duration 200ms -scope " + scope, 10},
+				{"storm -target amqp -users 10 -scope " + scope, 10},
+			} {
+				code, r := s.load(t.Context(), c.line)
+				if code != exitOK || !r.OK || r.Messages == nil || r.Messages.Expected != c.expected || r.Messages.Received != c.expected ||
+					r.Connect == nil || r.Connect.Failed != 0 || r.Latency == nil {
+					t.Errorf("%s: exit code %d, %+v, %+v", c.line, code, r, r.Messages)
+					continue
+				}
+				if (r.Reconnect != nil) != (r.Scenario == scenarioStorm || r.Scenario == scenarioChurn) {
+					t.Errorf("%s: reconnect %+v", c.line, r.Reconnect)
+				}
+				if r.exchanging() && r.Messages.PerSecond <= 0 {
+					t.Errorf("%s: %g messages a second", c.line, r.Messages.PerSecond)
+				}
+			}
+		})
+	}
+}
+
+// A gateway that is restarted gets its clients back, and each of them receives.
+func TestStormOfARestart(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	type outcome struct {
+		code   int
+		report *report
+	}
+	done := make(chan outcome)
+	go func() {
+		code, r := s.load(t.Context(), "storm -users 20 -restart -duration 30s")
+		done <- outcome{code, r}
+	}()
+	eventually(t, "all are connected", func() bool {
+		answer, err := http.Get("http://" + s.address + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer func() { _ = answer.Body.Close() }()
+		text, _ := io.ReadAll(answer.Body)
+		return strings.Contains(string(text), "\nwebsocket_hub_active_connections 20\n")
+	})
+	http.DefaultClient.CloseIdleConnections()
+	s.stop()
+	s.start()
+	o := <-done
+	if o.code != exitOK || o.report.Reconnect == nil || o.report.Reconnect.Connected != 20 || o.report.Closes["1012"] != 20 || o.report.Messages.Received != 20 {
+		t.Errorf("exit code %d: %+v, %+v", o.code, o.report, o.report.Reconnect)
+	}
+}
+
+// An interrupted run stops and prints what it has.
+func TestInterrupt(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	for _, line := range []string{"delivery -users 5 -duration 10m -rate 200", "inbound -users 5 -workers 2 -duration 10m -rate 200", "idle -users 5 -duration 10m"} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		code, r := s.load(ctx, line)
+		cancel()
+		if code != exitOK || !r.Interrupted || r.Connect.Connected != 5 {
+			t.Errorf("%s: exit code %d, %+v", line, code, r)
+		}
+		if r.exchanging() && (r.Messages == nil || r.Messages.Lost != 0 || r.Messages.Received == 0) {
+			t.Errorf("%s: %+v", line, r.Messages)
+		}
+	}
+}
+
+func TestRunsThatCanNotBe(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	for line, want := range map[string]string{
+		"idle -url http://127.0.0.1:1 -patience 0s -amqp none -key " + secret:                                       "nobody could connect",
+		"idle -key another-key-than-the-gateway-has -patience 0s -amqp none -url http://" + s.address:               "pass request: HTTP 401: 100",
+		"delivery -amqp amqp://guest:topsecret@127.0.0.1:1/ -key x -url http://" + s.address:                        "connect to the broker",
+		"delivery -target amqp -workers 2 -amqp amqp://guest:topsecret@127.0.0.1:1/ -quiet":                         "connect to the broker",
+		"storm -restart -duration 50ms -settle 0s -users 1 -amqp none -key " + secret + " -url http://" + s.address: "not restarted",
+	} {
+		var out bytes.Buffer
+		code := command(t.Context(), strings.Fields(line), nothing, nil, &out, &out)
+		if code != exitFailed || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "topsecret") {
+			t.Errorf("%s: exit code %d: %s", line, code, &out)
+		}
+	}
+}
+
+// What the broker takes from nobody is refused, not lost: here no queue is bound, since
+// the backend's is on another exchange.
+func TestRefusedByTheBroker(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	var out bytes.Buffer
+	code := command(t.Context(), strings.Fields("inbound -json -users 3 -messages 30 -rate flood -settle 0s -drain 1s -url http://"+s.address+" -amqp "+s.amqp+
+		" -websockets-exchange "+s.prefix+"websockets -database-exchange "+s.prefix+"elsewhere"), withKey, nil, &out, &out)
+	r := new(report)
+	if err := json.Unmarshal(out.Bytes()[bytes.IndexByte(out.Bytes(), '{'):], r); err != nil {
+		t.Fatalf("%v: %s", err, &out)
+	}
+	if code != exitFailed || r.Messages == nil || r.Messages.Refused != 30 || r.Messages.Lost != 0 || r.Refusals["Delivery error."] != 30 {
+		t.Errorf("exit code %d: %+v, %v", code, r.Messages, r.Refusals)
+	}
+}
+
+func TestTableOfARun(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	var out, messages bytes.Buffer
+	code := command(t.Context(), strings.Fields("delivery -users 3 -messages 30 -rate flood -settle 0s -url http://"+s.address+" -amqp "+s.amqp+
+		" -websockets-exchange "+s.prefix+"websockets -database-exchange "+s.prefix+"database"), withKey, nil, &out, &messages)
+	wanted := []string{"30 sent, 30 of 30 received", "lost", "p99.9", "gateway", "result", "ok"}
+	if runtime.GOOS == "linux" {
+		wanted = append(wanted, "gateway CPU", "s per 100,000 messages", "KB a connection")
+	}
+	for _, want := range wanted {
+		if code != exitOK || !strings.Contains(out.String(), want) {
+			t.Errorf("exit code %d, no %q in\n%s%s", code, want, &out, &messages)
+		}
+	}
+	if strings.Contains(out.String(), secret) || strings.Contains(messages.String(), secret) {
+		t.Error("the key is printed")
+	}
+}
