@@ -191,6 +191,77 @@ func TestAdmitJudgesInTheContractsOrder(t *testing.T) {
 	})
 }
 
+// slowStore lets a test hold a Take.
+type slowStore struct {
+	passes
+	held chan struct{}
+}
+
+func (s *slowStore) Take(ctx context.Context, pass domain.ConnectionPass) (PassGrant, error) {
+	<-s.held
+	return s.passes.Take(ctx, pass)
+}
+
+func TestAttemptsThatAreNotAdmittedKeepNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(ConnectLimits{MaxConnections: 1})
+		store := &slowStore{held: make(chan struct{})}
+		f.connect.passes = store
+		good := f.pass(t, time.Hour)
+		store.known = f.passes.known
+		results := make(chan error, 2)
+		for _, pass := range []string{strings.Repeat("x", 32), good} {
+			go func() {
+				_, err := f.connect.Admit(t.Context(), Attempt{Pass: pass})
+				results <- err
+			}()
+			synctest.Wait()
+		}
+		close(store.held)
+		first, second := <-results, <-results
+		if first == nil {
+			first, second = second, first
+		}
+		if !errors.Is(first, ErrPassInvalid) || second != nil {
+			t.Errorf("the bad pass: %v, the good one: %v", first, second)
+		}
+	})
+}
+
+func TestLastPlaceGoesToOneAndTheOtherKeepsItsPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(ConnectLimits{MaxConnections: 1})
+		store := &slowStore{held: make(chan struct{})}
+		f.connect.passes = store
+		admitted, refused := make(chan *Admission, 2), make(chan error, 2)
+		for range 2 {
+			pass := f.pass(t, time.Hour)
+			go func() {
+				admission, err := f.connect.Admit(t.Context(), Attempt{Pass: pass})
+				if err != nil {
+					refused <- err
+				} else {
+					admitted <- admission
+				}
+			}()
+		}
+		store.known = f.passes.known
+		synctest.Wait()
+		close(store.held)
+		winner := <-admitted
+		if err := <-refused; !errors.Is(err, ErrAtCapacity) {
+			t.Errorf("the other: %v", err)
+		}
+		if len(store.known) != 1 {
+			t.Errorf("%d passes are still good, want the loser's", len(store.known))
+		}
+		winner.Release()
+		if n := f.connect.admitted.Load(); n != 0 {
+			t.Errorf("%d places are taken at the end", n)
+		}
+	})
+}
+
 func TestAdmitRefusesAnExpiredToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(ConnectLimits{})
@@ -344,6 +415,9 @@ func TestDeliver(t *testing.T) {
 		{name: "disconnect, reason of another type", kind: ControlDisconnect, body: `{"reason":{"a":1}}`, reason: "disconnected"},
 		{name: "disconnect, long", kind: ControlDisconnect, body: `{"reason":"` + strings.Repeat("é", 100) + `"}`, reason: strings.Repeat("é", 60)},
 		{name: "disconnect, cut within a character", kind: ControlDisconnect, body: `{"reason":"x` + strings.Repeat("é", 100) + `"}`, reason: "x" + strings.Repeat("é", 59)},
+		{name: "disconnect, lone surrogate", kind: ControlDisconnect, body: `{"reason":"ok","x":"\ud800"}`, reason: "ok"},
+		{name: "disconnect, lone surrogate as reason", kind: ControlDisconnect, body: `{"reason":"\ud800"}`, reason: "\ufffd"},
+		{name: "disconnect, invalid UTF-8", kind: ControlDisconnect, body: "{\"reason\":\"\xff\"}", err: ErrControlBody},
 		{name: "disconnect, array", kind: ControlDisconnect, body: `[]`, err: ErrControlBody},
 		{name: "disconnect, null", kind: ControlDisconnect, body: `null`, err: ErrControlBody},
 		{name: "disconnect, empty", kind: ControlDisconnect, body: ``, err: ErrControlBody},

@@ -122,19 +122,31 @@ func (c *Connect) Admit(ctx context.Context, attempt Attempt) (*Admission, error
 	if attempt.ForeignOrigin {
 		return nil, ErrForeignOrigin
 	}
-	admission := &Admission{connect: c}
-	if n := c.admitted.Add(1); c.limits.MaxConnections > 0 && n > int64(c.limits.MaxConnections) {
-		admission.Release()
+	if c.full(c.admitted.Load() + 1) {
 		return nil, ErrAtCapacity
 	}
+	// The place is taken after the pass: attempts that will not be admitted must not
+	// keep others out meanwhile.
+	admission := &Admission{connect: c}
 	if err := c.redeem(ctx, attempt.Pass, admission); err != nil {
-		admission.Release()
 		if errors.Is(err, ErrPassInvalid) {
 			c.failures.Take(client)
 		}
 		return nil, err
 	}
+	if c.full(c.admitted.Add(1)) {
+		admission.Release()
+		if err := admission.Unspend(context.WithoutCancel(ctx)); err != nil {
+			return nil, err
+		}
+		return nil, ErrAtCapacity
+	}
 	return admission, nil
+}
+
+// full reports whether so many connections are more than there may be.
+func (c *Connect) full(connections int64) bool {
+	return c.limits.MaxConnections > 0 && connections > int64(c.limits.MaxConnections)
 }
 
 func (c *Connect) redeem(ctx context.Context, text string, admission *Admission) error {

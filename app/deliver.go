@@ -36,9 +36,7 @@ func (Deliver) Receive(to Recipient, d Delivery) error {
 		d.Ack()
 		return nil
 	}
-	// json.Valid takes invalid UTF-8 for valid, but a text frame must not hold any
-	// (RFC 6455, section 8.1): the client would fail the connection.
-	if !json.Valid(d.Body) || !utf8.Valid(d.Body) {
+	if !validText(d.Body) {
 		d.Reject()
 		return ErrDeliveryBody
 	}
@@ -50,23 +48,28 @@ func disconnectReason(body []byte) (string, error) {
 	var control struct {
 		Reason jsontext.Value `json:"reason"`
 	}
-	if jsontext.Value(body).Kind() != jsontext.KindBeginObject {
+	if !validText(body) || jsontext.Value(body).Kind() != jsontext.KindBeginObject {
 		return "", ErrControlBody
 	}
-	if err := jsonv2.Unmarshal(body, &control, jsontext.AllowDuplicateNames(true)); err != nil {
+	// Lone surrogate escapes are JSON too (RFC 8259, section 8.2); they become U+FFFD.
+	lenient := jsonv2.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if err := jsonv2.Unmarshal(body, &control, lenient); err != nil {
 		return "", ErrControlBody
 	}
-	var reason string
+	reason := defaultDisconnectReason
 	if control.Reason.Kind() == jsontext.KindString {
-		if err := jsonv2.Unmarshal(control.Reason, &reason); err != nil {
-			return "", ErrControlBody
+		var given string
+		if err := jsonv2.Unmarshal(control.Reason, &given, lenient); err == nil && given != "" {
+			reason = given
 		}
-	}
-	if reason == "" {
-		reason = defaultDisconnectReason
 	}
 	return cutText(reason, MaxDisconnectReason), nil
 }
+
+// validText reports whether the body can be sent in a text frame as JSON. json.Valid
+// takes invalid UTF-8 for valid, but a text frame must not hold any (RFC 6455, section
+// 8.1): the client would fail the connection.
+func validText(body []byte) bool { return json.Valid(body) && utf8.Valid(body) }
 
 // cutText cuts text to at most limit bytes without cutting a character in two.
 func cutText(text string, limit int) string {

@@ -289,6 +289,11 @@ func TestLocalAddress(t *testing.T) {
 
 func TestTokenCommand(t *testing.T) {
 	t.Chdir(t.TempDir())
+	t.Setenv("KEY", "")
+	var stdout, stderr strings.Builder
+	if code := printToken([]string{"-user", "42"}, &stdout, &stderr); code != exitFailed || stdout.Len() != 0 {
+		t.Errorf("without KEY: exit code %d, %q", code, stdout.String())
+	}
 	t.Setenv("KEY", testKey)
 	for _, c := range []struct {
 		args []string

@@ -251,7 +251,9 @@ func (v *validator) key(env environment) string {
 			return ""
 		}
 	}
-	if key != "" {
+	if !slices.Contains(authpass.Algorithms, env.Algorithm) {
+		v.fault("ALGORITHM", "must be one of %s", strings.Join(authpass.Algorithms, ", "))
+	} else if key != "" {
 		if _, err := authpass.NewVerifier(authpass.TokenConfig{Algorithm: env.Algorithm, Key: key}); err != nil {
 			v.fault(from, "and ALGORITHM do not go together: %v", err)
 		}
@@ -272,7 +274,7 @@ func (v *validator) limits(env environment) {
 	within(v, "PASS_REQUESTS_PER_MINUTE", env.PassRequestsPerMinute, 0, math.MaxInt32)
 	within(v, "PASS_FAILURES_PER_MINUTE", env.PassFailuresPerMinute, 0, math.MaxInt32)
 	within(v, "WS_MESSAGES_PER_SECOND", env.MessagesPerSecond, 0, math.MaxInt32)
-	if env.MessagesPerSecond > 0 {
+	if _, unread := v.unread["WS_MESSAGES_PER_SECOND"]; unread || env.MessagesPerSecond != 0 {
 		within(v, "WS_MESSAGES_BURST", env.MessagesBurst, 1, math.MaxInt32)
 	}
 	v.duration("PUBLISH_CONFIRM_TIMEOUT", env.ConfirmTimeout, 10*time.Millisecond, 10*time.Minute)
@@ -355,8 +357,11 @@ func (v *validator) proxies(list []string) []netip.Prefix {
 
 func (v *validator) brokers(list []string) []string {
 	urls := trimmed(list)
+	if len(urls) == 0 && len(list) > 0 {
+		v.fault("RABBITMQ_URL", "must be amqp:// or amqps:// URLs, comma-separated")
+	}
 	for i, text := range urls {
-		if _, err := amqp091.ParseURI(text); err != nil {
+		if uri, err := amqp091.ParseURI(text); err != nil || uri.Port < 1 || uri.Port > math.MaxUint16 {
 			// The library's error may quote the URL, and with it the password.
 			v.fault("RABBITMQ_URL", "must be amqp:// or amqps:// URLs, comma-separated: number %d is none", i+1)
 		}

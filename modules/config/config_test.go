@@ -78,7 +78,9 @@ func TestFaults(t *testing.T) {
 		{"RABBITMQ_URL", "http://localhost", "RABBITMQ_URL must be amqp://"},
 		{"RABBITMQ_URL", "amqp://localhost,amqp://u:" + secret + "@ho st", "number 2 is none"},
 		{"REDIS_URL", "amqp://:" + secret + "@localhost", "REDIS_URL must be a URL"},
-		{"ALGORITHM", "none", "ALGORITHM"},
+		{"RABBITMQ_URL", " , ", "RABBITMQ_URL must be amqp://"},
+		{"RABBITMQ_URL", "amqp://localhost:99999/", "number 1 is none"},
+		{"ALGORITHM", "none", "ALGORITHM must be one of HS256"},
 		{"ALGORITHM", "RS256", "KEY and ALGORITHM do not go together"},
 		{"KEY_FILE", "/nowhere", "KEY_FILE must not be set together with KEY"},
 		{"HTTP_ADDR", "8001", "HTTP_ADDR must be host:port"},
@@ -137,11 +139,12 @@ func TestFaults(t *testing.T) {
 }
 
 func TestAllFaultsAreListedAtOnce(t *testing.T) {
-	_, err := From(base(map[string]string{"LOG_LEVEL": "loud", "WS_SEND_QUEUE": "many", "WS_PING_INTERVAL": "often", "QUEUE_SCOPE": "x", "KEY": ""}))
+	_, err := From(base(map[string]string{"LOG_LEVEL": "loud", "WS_SEND_QUEUE": "many", "WS_PING_INTERVAL": "often", "QUEUE_SCOPE": "x", "KEY": "",
+		"ALGORITHM": "none", "WS_MESSAGES_PER_SECOND": "x", "WS_MESSAGES_BURST": "-1"}))
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, name := range []string{"LOG_LEVEL", "WS_SEND_QUEUE", "WS_PING_INTERVAL", "QUEUE_SCOPE", "KEY"} {
+	for _, name := range []string{"LOG_LEVEL", "WS_SEND_QUEUE", "WS_PING_INTERVAL", "QUEUE_SCOPE", "KEY", "ALGORITHM", "WS_MESSAGES_PER_SECOND", "WS_MESSAGES_BURST"} {
 		if !strings.Contains(err.Error(), "\n  "+name+" ") {
 			t.Errorf("%s is not in:\n%v", name, err)
 		}

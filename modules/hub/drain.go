@@ -24,8 +24,9 @@ func (d *Drain) Start(context.Context) error { return nil }
 // Stop refuses new connections and closes those there are with 1012, spread evenly over
 // DrainWindow in random order; each works on until its moment. Its user's inbox goes
 // first, so that what was taken from the broker is written; what a client has sent is
-// confirmed or gets its error. Stop returns as soon as all are gone, and after DrainTimeout or the end of ctx in any case: what
-// is left shortly before then is cut. It returns nil.
+// confirmed or gets its error. Stop returns as soon as all are gone, and after
+// DrainTimeout or the end of ctx in any case: what is left shortly before then is cut.
+// It returns nil.
 func (d *Drain) Stop(ctx context.Context) error {
 	h := d.hub
 	h.connect.Drain()

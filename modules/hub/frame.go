@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"strconv"
@@ -78,7 +79,7 @@ var duplicatesAllowed = jsontext.AllowDuplicateNames(true)
 func decodeFrame(data []byte) (frame, error) {
 	members, err := readMembers(data)
 	if err != nil {
-		return frame{}, err
+		return frame{answerTo: salvageReply(data)}, err
 	}
 	var f frame
 	if id, fault := readString(members[memberClientMessageID], "client_message_id"); fault != nil {
@@ -100,6 +101,22 @@ func decodeFrame(data []byte) (frame, error) {
 	f.draft.Body, fault = readString(members[memberBody], "body")
 	f.addFault(fault)
 	return f, nil
+}
+
+// salvageReply returns the client_message_id of a frame that is refused as a whole, where
+// it can be read for certain: the frame is a JSON object by a milder reading, which takes
+// lone surrogates and invalid UTF-8 elsewhere, deep nesting, and the text of a binary
+// frame.
+func salvageReply(data []byte) reply {
+	var members map[string]json.RawMessage // a struct's names would match in any case
+	if json.Unmarshal(data, &members) != nil {
+		return reply{}
+	}
+	id, fault := readString(jsontext.Value(members["client_message_id"]), "client_message_id")
+	if fault != nil || !utf8.ValidString(id) {
+		return reply{}
+	}
+	return reply{id, true}
 }
 
 func (f *frame) addFault(fault *domain.Fault) {
@@ -204,7 +221,7 @@ func readString(value jsontext.Value, member string) (string, *domain.Fault) {
 	}
 	plain, err := jsontext.AppendUnquote(make([]byte, 0, len(value)), value)
 	if err != nil {
-		// The decoder has accepted the value, so this is out of reach.
+		// A lone surrogate: out of reach for what the decoder has accepted.
 		return "", &domain.Fault{Type: domain.FaultStringType, Loc: []string{member}, Msg: "Input should be a valid string"}
 	}
 	return string(plain), nil

@@ -22,7 +22,8 @@ type frameCase struct {
 	// integrity: the frame is no JSON object. Otherwise faults lists "type member".
 	integrity bool
 	faults    []string
-	// answerTo is the in_reply_to of the error; "-" where there must be none.
+	// answerTo is the in_reply_to of the error; "-", or with integrity nothing, where
+	// there must be none.
 	answerTo string
 	// body is the body of an accepted frame.
 	body string
@@ -63,7 +64,7 @@ func frameMatrix() []frameCase {
 		{name: "depth of 1000", text: extra(nested(maxNesting - 1)), body: "hello"},
 		{name: "brackets in strings don't nest", text: with("body", `"`+strings.Repeat(`[{\"`, 2000)+`"`), body: strings.Repeat(`[{"`, 2000)},
 
-		{name: "depth of 1001", text: extra(nested(maxNesting)), integrity: true},
+		{name: "depth of 1001", text: extra(nested(maxNesting)), integrity: true, answerTo: "m-1"},
 		{name: "depth of 100000", text: strings.Repeat("[", 100000), integrity: true},
 		{name: "empty", text: "", integrity: true},
 		{name: "not JSON", text: "hello", integrity: true},
@@ -81,15 +82,18 @@ func frameMatrix() []frameCase {
 		{name: "NaN", text: with("recipient_id", "NaN"), integrity: true},
 		{name: "leading zero", text: with("recipient_id", "02"), integrity: true},
 		{name: "plus sign", text: with("recipient_id", "+2"), integrity: true},
-		{name: "invalid UTF-8", text: with("body", "\"\xff\""), integrity: true},
-		{name: "invalid UTF-8 in an unknown member", text: extra("\"\xc3\""), integrity: true},
-		{name: "invalid UTF-8 in a name", text: strings.Replace(goodFrame, "{", "{\"\xff\":1,", 1), integrity: true},
-		{name: "overlong UTF-8", text: with("body", "\"\xc0\xaf\""), integrity: true},
-		{name: "surrogate in UTF-8", text: with("body", "\"\xed\xa0\x80\""), integrity: true},
-		{name: "lone high surrogate", text: with("body", `"\ud800"`), integrity: true},
-		{name: "lone low surrogate", text: with("body", `"\udc00"`), integrity: true},
-		{name: "lone surrogate in an unknown member", text: extra(`["\ud83dx"]`), integrity: true},
-		{name: "lone surrogate in a name", text: strings.Replace(goodFrame, "{", `{"\ud800":1,`, 1), integrity: true},
+		{name: "invalid UTF-8", text: with("body", "\"\xff\""), integrity: true, answerTo: "m-1"},
+		{name: "invalid UTF-8 in an unknown member", text: extra("\"\xc3\""), integrity: true, answerTo: "m-1"},
+		{name: "invalid UTF-8 in a name", text: strings.Replace(goodFrame, "{", "{\"\xff\":1,", 1), integrity: true, answerTo: "m-1"},
+		{name: "overlong UTF-8", text: with("body", "\"\xc0\xaf\""), integrity: true, answerTo: "m-1"},
+		{name: "surrogate in UTF-8", text: with("body", "\"\xed\xa0\x80\""), integrity: true, answerTo: "m-1"},
+		{name: "lone high surrogate", text: with("body", `"\ud800"`), integrity: true, answerTo: "m-1"},
+		{name: "lone low surrogate", text: with("body", `"\udc00"`), integrity: true, answerTo: "m-1"},
+		{name: "lone surrogate in an unknown member", text: extra(`["\ud83dx"]`), integrity: true, answerTo: "m-1"},
+		{name: "lone surrogate in a name", text: strings.Replace(goodFrame, "{", `{"\ud800":1,`, 1), integrity: true, answerTo: "m-1"},
+		{name: "lone surrogate in the id", text: with("client_message_id", `"\ud800"`), integrity: true},
+		{name: "invalid UTF-8 in the id", text: with("client_message_id", "\"\xff\""), integrity: true},
+		{name: "lone surrogate, id in another case", text: `{"CLIENT_MESSAGE_ID":"m-1","x":"\ud800"}`, integrity: true},
 		{name: "control character", text: with("body", "\"\x01\""), integrity: true},
 		{name: "wrong escape", text: with("body", `"\x"`), integrity: true},
 
@@ -125,6 +129,9 @@ func TestDecodeFrame(t *testing.T) {
 			if c.integrity {
 				if !errors.Is(err, errIntegrity) {
 					t.Fatalf("decoded to %+v, %v; want an integrity error", f, err)
+				}
+				if want := (reply{c.answerTo, c.answerTo != ""}); f.answerTo != want {
+					t.Errorf("answers %+v, want %+v", f.answerTo, want)
 				}
 				return
 			}

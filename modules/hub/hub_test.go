@@ -35,7 +35,7 @@ func TestFrameMatrixOverASocket(t *testing.T) {
 			client.message("next") // the connection goes on in any case
 			switch {
 			case c.integrity:
-				client.expect(`{"title":"Data integrity error.","details":"Invalid JSON was provided."}`)
+				client.expect(integrityError(c.answerTo))
 			case len(c.faults) > 0:
 				got := client.next()
 				if !strings.HasPrefix(got, `{"title":"Data consistency error.","details":[{"type":"`+strings.Fields(c.faults[0])[0]+`","loc":["`) {
@@ -59,16 +59,24 @@ func TestFrameMatrixOverASocket(t *testing.T) {
 	}
 }
 
+// integrityError is the answer to a frame that is refused as a whole.
+func integrityError(answerTo string) string {
+	if answerTo == "" {
+		return `{"title":"Data integrity error.","details":"Invalid JSON was provided."}`
+	}
+	return `{"title":"Data integrity error.","details":"Invalid JSON was provided.","in_reply_to":` + strconv.Quote(answerTo) + `}`
+}
+
 func TestBinaryFrameIsAnIntegrityError(t *testing.T) {
 	h := newHouse(t, false, nil)
 	c := h.open(1)
 	c.write(fin|opBinary, []byte(goodFrame))
-	c.expect(`{"title":"Data integrity error.","details":"Invalid JSON was provided."}`)
+	c.expect(integrityError("m-1"))
 	c.write(fin|opBinary, nil)
-	c.expect(`{"title":"Data integrity error.","details":"Invalid JSON was provided."}`)
+	c.expect(integrityError(""))
 	c.write(opBinary, []byte(goodFrame[:10]))
 	c.write(fin|opContinuation, []byte(goodFrame[10:]))
-	c.expect(`{"title":"Data integrity error.","details":"Invalid JSON was provided."}`)
+	c.expect(integrityError("m-1"))
 	if h.publisher.count() != 0 {
 		t.Error("published")
 	}

@@ -25,6 +25,8 @@ const (
 	maxErrorBytes = 256 << 10
 	// settleGrace is what a close waits beyond ConfirmTimeout for messages in flight.
 	settleGrace = time.Second
+	// flushGrace is how long a close that is late waits for the last errors to be written.
+	flushGrace = 250 * time.Millisecond
 	// slowCloseWait is how long a 4408 waits for the write that is under way.
 	slowCloseWait = time.Second
 	// keptQueue is how many places of its queue a connection keeps at rest.
@@ -60,6 +62,21 @@ type outgoing struct {
 	errors []byte
 }
 
+// flight is a message that the publisher has and has not settled.
+type flight struct {
+	session    *session
+	to         reply
+	prev, next *flight // in session.flights
+	over       bool
+}
+
+// settled is the publisher's callback. It does not block.
+func (f *flight) settled(err error) {
+	if f.session.land(f) {
+		f.session.settled(f.to, err)
+	}
+}
+
 // session is one connection of one user.
 type session struct {
 	hub       *Hub
@@ -90,6 +107,8 @@ type session struct {
 	writing bool
 	// deliveries counts those that wait or are being written.
 	deliveries int
+	// flights are the messages that await the broker's verdict, in no order.
+	flights *flight
 	// inFlight counts the frames that were read and have neither been confirmed nor
 	// had their error written; errorBytes is the size of such errors as are queued.
 	inFlight   int
@@ -315,6 +334,8 @@ func (s *session) handle(kind websocket.MessageType, data []byte, readAt time.Ti
 	)
 	if kind == websocket.MessageText {
 		f, err = decodeFrame(data)
+	} else {
+		f.answerTo = salvageReply(data)
 	}
 	to := f.answerTo
 	switch {
@@ -327,7 +348,53 @@ func (s *session) handle(kind websocket.MessageType, data []byte, readAt time.Ti
 	case now != phaseOpen:
 		s.settled(to, errClosing)
 	default:
-		s.hub.send.Send(context.Background(), s.user, f.draft, readAt, func(err error) { s.settled(to, err) })
+		s.hub.send.Send(context.Background(), s.user, f.draft, readAt, s.takeOff(to).settled)
+	}
+}
+
+// takeOff notes a message that is about to be given to the publisher.
+func (s *session) takeOff(to reply) *flight {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := &flight{session: s, to: to, next: s.flights}
+	if f.next != nil {
+		f.next.prev = f
+	}
+	s.flights = f
+	return f
+}
+
+// land takes a message off the list and reports whether it was on it.
+func (s *session) land(f *flight) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.over {
+		return false
+	}
+	f.over = true
+	if f.prev != nil {
+		f.prev.next = f.next
+	} else {
+		s.flights = f.next
+	}
+	if f.next != nil {
+		f.next.prev = f.prev
+	}
+	f.prev, f.next = nil, nil
+	return true
+}
+
+// giveUpFlights answers all messages that are still unconfirmed; what the publisher says
+// of them later counts no more.
+func (s *session) giveUpFlights() {
+	for {
+		s.mu.Lock()
+		f := s.flights
+		s.mu.Unlock()
+		if f == nil {
+			return
+		}
+		f.settled(app.ErrConfirmTimeout)
 	}
 }
 
@@ -591,13 +658,19 @@ func (s *session) closeBefore(code app.CloseCode, reason string, deadline time.T
 
 // shut is the closer goroutine of an orderly close.
 func (s *session) shut(deadline time.Time) {
-	s.await(deadline, func() bool {
+	settled := func() bool {
 		if s.phase == phaseClosing && !s.corked && s.inFlight == 0 {
 			s.phase = phaseSealed
 			s.signal()
 		}
 		return s.phase != phaseClosing
-	})
+	}
+	if !s.await(deadline, settled) {
+		// A drain has less time than the broker: no frame may be left without an answer.
+		s.giveUpFlights()
+		deadline = deadline.Add(flushGrace)
+		s.await(deadline, settled)
+	}
 	s.await(deadline, func() bool {
 		if s.phase == phaseSealed && !s.writing && s.head == len(s.queue) && s.inFlight == 0 {
 			s.phase = phaseClosed

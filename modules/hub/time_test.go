@@ -219,6 +219,12 @@ func TestCloseWaitsForWhatWasRead(t *testing.T) {
 	})
 }
 
+// unconfirmedError is the answer to a message that was not confirmed in time.
+func unconfirmedError(answerTo string) string {
+	return `{"title":"Delivery error.","details":"The message was not confirmed in time, so it may or may not be stored. ` +
+		`Send it again under the same client_message_id.","in_reply_to":"` + answerTo + `"}`
+}
+
 func TestCloseIsBoundedWhereNothingSettles(t *testing.T) {
 	inBubble(t, func(h *house) { h.publisher.hold = true }, func(t *testing.T, h *house) {
 		c := h.open(1)
@@ -226,10 +232,11 @@ func TestCloseIsBoundedWhereNothingSettles(t *testing.T) {
 		h.eventually("the message", func() bool { return h.publisher.count() == 1 })
 		began := time.Now()
 		h.inboxes.publish(userID(t, 1), app.ControlDisconnect, `{}`)
+		c.expect(unconfirmedError("a"))
 		if reason := c.awaitClose(4403); reason != "disconnected" {
 			t.Errorf("reason %q", reason)
 		}
-		took(t, "closed", began, 6*time.Second, 6*time.Second)
+		took(t, "closed", began, 6*time.Second, 6*time.Second+flushGrace)
 		h.publisher.at(0).settled(app.ErrConfirmTimeout) // late, and harmless
 		h.awaitClosed(1, 4403)
 	})
@@ -481,6 +488,35 @@ func TestDrainWaitsForConfirms(t *testing.T) {
 	})
 }
 
+// TestDrainRemovesInboxesFirst has the broker hand a last message over while it removes
+// the inbox: the connection that is closed last must get it before its close frame.
+func TestDrainRemovesInboxesFirst(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, h *house) {
+		h.inboxes.closing = func(user domain.UserID) {
+			<-time.After(100 * time.Millisecond)
+			if _, ok := h.inboxes.publish(user, "", `{"last":true}`); !ok {
+				t.Error("the inbox is gone already")
+			}
+		}
+		last := make(chan int, 2)
+		for range 2 {
+			c := h.open(1)
+			go func() {
+				_, texts := c.untilClose(1012)
+				last <- len(texts)
+			}()
+		}
+		if err := NewDrain(h.hub).Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if first, second := <-last, <-last; first != 0 || second != 1 {
+			t.Errorf("the first to be closed got %d messages, the last %d", first, second)
+		}
+		h.awaitCount(0, "websocket_deliveries_dropped_total", dropConnectionClosed)
+		h.awaitCount(0, "websocket_deliveries_dropped_total", dropNoConnection)
+	})
+}
+
 func TestDrainKeepsItsSlice(t *testing.T) {
 	inBubble(t, func(h *house) {
 		h.publisher.hold = true
@@ -504,7 +540,11 @@ func TestDrainKeepsItsSlice(t *testing.T) {
 				}
 			}
 		}()
-		go func() { busy.awaitClose(1012); ended <- struct{}{} }()
+		go func() {
+			busy.expect(unconfirmedError("a"))
+			busy.awaitClose(1012)
+			ended <- struct{}{}
+		}()
 		if err := NewDrain(h.hub).Stop(t.Context()); err != nil {
 			t.Error(err)
 		}

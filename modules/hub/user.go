@@ -141,12 +141,18 @@ func (h *Hub) retire(s *session, deadline time.Time) {
 	if m == nil || !m.retiring(s) {
 		return
 	}
+	// The session waits for no longer than it may, whatever the broker does.
+	retired := make(chan struct{})
+	go func() {
+		defer close(retired)
+		m.turn <- struct{}{}
+		m.closeInbox(deadline)
+		<-m.turn
+	}()
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	select {
-	case m.turn <- struct{}{}:
-		m.closeInbox(deadline)
-		<-m.turn
+	case <-retired:
 	case <-timer.C:
 	}
 }
