@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html/template"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -268,25 +267,4 @@ func text(node *yaml.Node, name string) string {
 		return strings.TrimSpace(value.Value)
 	}
 	return ""
-}
-
-// prose turns the little Markdown that the document uses into HTML: paragraphs,
-// parted by empty lines, and code between backticks. All text is escaped.
-func prose(markdown string) template.HTML {
-	var html strings.Builder
-	for paragraph := range strings.SplitSeq(strings.TrimSpace(markdown), "\n\n") {
-		if paragraph == "" {
-			continue
-		}
-		html.WriteString("<p>")
-		for i, part := range strings.Split(paragraph, "`") {
-			escaped := template.HTMLEscapeString(part)
-			if i%2 == 1 {
-				escaped = "<code>" + escaped + "</code>"
-			}
-			html.WriteString(escaped)
-		}
-		html.WriteString("</p>")
-	}
-	return template.HTML(html.String())
 }

@@ -1,10 +1,8 @@
 package apidocs
 
 import (
-	"bytes"
 	"embed"
 	"fmt"
-	"html/template"
 	"io"
 	"net/http"
 	"strings"
@@ -42,20 +40,6 @@ type Docs struct {
 	assets  map[string]file
 }
 
-// pageData is what the templates of the pages know.
-type pageData struct {
-	// Root is where the routes begin, relative to the page.
-	Root string
-	// Prefix is the same as an absolute path: empty, or Config.RootPath.
-	Prefix string
-	Demo   bool
-	// Metrics says whether the bar links the metrics.
-	Metrics bool
-	// Here marks the page in the bar.
-	Here  string
-	Async asyncDocument
-}
-
 // New renders the documents. An error means that an embedded document is broken,
 // which the tests of this package rule out.
 func New(config Config) (*Docs, error) {
@@ -72,36 +56,28 @@ func New(config Config) (*Docs, error) {
 	if err != nil {
 		return nil, err
 	}
-	pages, err := template.New("").Funcs(template.FuncMap{"prose": prose}).ParseFS(pageFiles, "page/*.html")
+	layouts, err := readLayouts()
 	if err != nil {
-		return nil, fmt.Errorf("parse the document pages: %w", err)
-	}
-	render := func(name, policy string, data pageData) (file, error) {
-		data.Demo = config.Demo
-		data.Metrics = config.Metrics
-		var page bytes.Buffer
-		if err := pages.ExecuteTemplate(&page, name, data); err != nil {
-			return file{}, fmt.Errorf("render the page %s: %w", name, err)
-		}
-		f := newFile("text/html; charset=utf-8", page.Bytes())
-		f.policy = policy
-		return f, nil
+		return nil, err
 	}
 	for _, prefix := range []string{"", config.RootPath} {
 		if d.openAPI[prefix], err = renderOpenAPI(docs.OpenAPI, config, prefix); err != nil {
 			return nil, err
 		}
-		data := pageData{Root: "..", Prefix: prefix, Here: "asyncapi", Async: async}
-		if d.async[prefix], err = render("asyncapi.html", asyncPolicy, data); err != nil {
-			return nil, err
-		}
+		p := page{root: "..", prefix: prefix, here: "asyncapi", demo: config.Demo, metrics: config.Metrics}
+		d.async[prefix] = newPage(layouts.asyncPage(p, async), asyncPolicy)
 	}
 	for address, root := range map[string]string{"/docs": ".", "/docs/": ".."} {
-		if d.swagger[address], err = render("swagger.html", swaggerPolicy, pageData{Root: root, Here: "openapi"}); err != nil {
-			return nil, err
-		}
+		p := page{root: root, here: "openapi", demo: config.Demo, metrics: config.Metrics}
+		d.swagger[address] = newPage(layouts.swaggerPage(p), swaggerPolicy)
 	}
 	return d, d.loadAssets()
+}
+
+func newPage(content markup, policy string) file {
+	f := newFile("text/html; charset=utf-8", []byte(content))
+	f.policy = policy
+	return f
 }
 
 // loadAssets reads the style sheets and scripts: those of this package, and those of

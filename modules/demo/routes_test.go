@@ -144,6 +144,12 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page uses %s", danger)
 		}
 	}
+	// Nothing in the style or the script ends its element, or was left to fill in.
+	for end, count := range map[string]int{"</style": 1, "</script": 1, "<!--": 0, "{{": 0} {
+		if got := strings.Count(page, end); got != count {
+			t.Errorf("the page has %d times %s, want %d", got, end, count)
+		}
+	}
 	for _, id := range []string{"banner", "state", "close-detail", "toggle", "messages", "composer", "send", "frames"} {
 		if !strings.Contains(page, `data-testid="`+id+`"`) {
 			t.Errorf("the page lacks %s", id)
