@@ -21,8 +21,13 @@ type proxy struct {
 	requests, answers bool
 	// held answers wait until the hold ends, and then go on in order.
 	held  bool
-	pairs map[net.Conn]net.Conn
-	busy  sync.WaitGroup
+	pairs map[net.Conn]net.Conn // by client
+	// stranded are pairs of which neither side hears anything any more.
+	stranded map[net.Conn]net.Conn
+	// tap, where it is set before the first connection, sees what passes: in order, for
+	// each connection and direction.
+	tap  func(client net.Conn, answers bool, data []byte)
+	busy sync.WaitGroup
 }
 
 // newProxy returns a proxy to target, host:port, on a port of its own.
@@ -32,7 +37,7 @@ func newProxy(t *testing.T, target string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{t: t, listener: listener, target: target, pairs: make(map[net.Conn]net.Conn)}
+	p := &proxy{t: t, listener: listener, target: target, pairs: make(map[net.Conn]net.Conn), stranded: make(map[net.Conn]net.Conn)}
 	p.changed = sync.NewCond(&p.mu)
 	p.busy.Go(p.accept)
 	t.Cleanup(func() {
@@ -69,17 +74,20 @@ func (p *proxy) accept() {
 		p.mu.Lock()
 		p.pairs[client] = server
 		p.mu.Unlock()
-		p.busy.Go(func() { p.carry(client, server, false) })
-		p.busy.Go(func() { p.carry(server, client, true) })
+		p.busy.Go(func() { p.carry(client, server, client, false) })
+		p.busy.Go(func() { p.carry(server, client, client, true) })
 	}
 }
 
-// carry passes bytes on in one direction until either side ends.
-func (p *proxy) carry(from, to net.Conn, answers bool) {
+// carry passes bytes of the client's pair on in one direction until either side ends.
+func (p *proxy) carry(from, to, client net.Conn, answers bool) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
-		if n > 0 && p.passes(answers) {
+		if n > 0 && p.passes(client, answers) {
+			if p.tap != nil {
+				p.tap(client, answers, buffer[:n])
+			}
 			if _, err := to.Write(buffer[:n]); err != nil {
 				break
 			}
@@ -90,7 +98,7 @@ func (p *proxy) carry(from, to net.Conn, answers bool) {
 	}
 	// In a black hole the other side must not learn of the end either.
 	p.mu.Lock()
-	for (p.requests || p.answers) && !p.closed {
+	for (p.requests || p.answers || p.stranded[client] != nil) && !p.closed {
 		p.changed.Wait()
 	}
 	p.mu.Unlock()
@@ -99,11 +107,14 @@ func (p *proxy) carry(from, to net.Conn, answers bool) {
 }
 
 // passes waits while answers are held and reports whether the bytes go on.
-func (p *proxy) passes(answers bool) bool {
+func (p *proxy) passes(client net.Conn, answers bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for answers && p.held && !p.closed {
 		p.changed.Wait()
+	}
+	if p.stranded[client] != nil {
+		return false
 	}
 	if answers {
 		return !p.answers
@@ -129,6 +140,16 @@ func (p *proxy) blackHole(on bool) {
 
 // hold keeps the server's answers back, or lets them go.
 func (p *proxy) hold(on bool) { p.set(func() { p.held = on }) }
+
+// strand swallows everything of the connections that there are now, for ever; those to
+// come are not touched.
+func (p *proxy) strand() {
+	p.set(func() {
+		for client, server := range p.pairs {
+			p.stranded[client] = server
+		}
+	})
+}
 
 // cut ends all connections at once, as a router that restarts does.
 func (p *proxy) cut() {

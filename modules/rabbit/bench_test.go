@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/aleksandrshaulskyi/chat-transportation/app"
 	"github.com/aleksandrshaulskyi/chat-transportation/domain"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
@@ -92,44 +94,30 @@ func BenchmarkDeliveries(b *testing.B) {
 			config.Prefetch, config.InstancePrefetch = 16, 1024
 			x := startInboxes(b, config)
 			eventually(b, "inboxes are connected", func() bool { return x.Available() == nil })
+			slots := make(chan struct{}, 1024) // a token for each message under way
 			var received sync.WaitGroup
 			for i := range users {
 				openInbox(b, x, int64(i+1), func(d app.Delivery) {
 					d.Ack()
+					<-slots
 					received.Done()
 				})
 			}
-			backend := startPublisherOn(b, config)
+			backend := dialPeer(b, config.URLs[0])
 			keys := make([]string, users)
 			for i := range keys {
 				keys[i] = fmt.Sprint(i + 1)
 			}
 			next := 0
-			slots := make(chan struct{}, 1024)
 			for b.Loop() {
 				slots <- struct{}{}
 				received.Add(1)
-				backend.hand(&outgoing{
-					publisher: backend, key: keys[next%users], deadline: time.Now().Add(time.Minute),
-					verdict: func(err error) {
-						if err != nil {
-							b.Error(err)
-						}
-						<-slots
-					},
-				})
+				if err := backend.channel.Publish(config.WebsocketsExchange, keys[next%users], false, false, amqp.Publishing{}); err != nil {
+					b.Fatal(err)
+				}
 				next++
 			}
 			received.Wait()
 		})
 	}
-}
-
-// startPublisherOn returns a publisher to the exchange of deliveries.
-func startPublisherOn(b *testing.B, config Config) *Publisher {
-	b.Helper()
-	config.DatabaseExchange = config.WebsocketsExchange
-	p := startPublisher(b, config)
-	eventually(b, "the backend is connected", func() bool { return p.Available() == nil })
-	return p
 }

@@ -96,6 +96,8 @@ func TestBrokerFaults(t *testing.T) {
 	}{
 		{"queues are gone when stop returns", faultStopRemovesQueues},
 		{"queue deleted", faultQueueDeleted},
+		{"inboxes come and go while they are bound again", faultCloseDuringRebind},
+		{"probes refused", faultProbesRefused},
 		{"memory alarm", faultMemoryAlarm},
 		{"killed and restarted", faultKilled},
 		{"stopped and restarted", faultRestarted},
@@ -353,6 +355,9 @@ func faultFrozen(t *testing.T, node *rabbittest.Node) {
 	if err := users.open[2].Close(closing); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Close returned %v", err)
 	}
+	eventually(t, "the inboxes say that nothing answers, before they have given up", func() bool {
+		return x.Available() == nil && errors.Is(x.Check(t.Context()), app.ErrBrokerUnavailable)
+	})
 	eventually(t, "the connections are given up", func() bool { return p.Available() != nil && x.Available() != nil })
 	thaw()
 	eventually(t, "all is as it was", func() bool { return x.Check(t.Context()) == nil && p.Check(t.Context()) == nil })

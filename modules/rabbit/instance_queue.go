@@ -171,6 +171,37 @@ func (q *instanceQueue) detach(b *inbox, _ *seat) {
 	q.set(u, nil)
 }
 
+// rebind implements layout. It takes the user's turn, since a binding that was made after
+// detach has taken it away would stay; but it does not wait for the turn: who has it
+// binds the user just now, or unbinds.
+func (q *instanceQueue) rebind(b *inbox, _ *seat, l *lane) error {
+	key := b.user.String()
+	u := q.tryEnter(key, b)
+	if u == nil {
+		return nil
+	}
+	defer q.leave(key, u)
+	return l.bind(q.name, key)
+}
+
+// tryEnter takes the turn at the user's binding if it is free and the binding b's, which
+// it remains until leave; else it returns nil.
+func (q *instanceQueue) tryEnter(key string, b *inbox) *bound {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u := q.users[key]
+	if u == nil || u.inbox != b {
+		return nil
+	}
+	select {
+	case u.turn <- struct{}{}:
+		u.users++
+		return u
+	default:
+		return nil
+	}
+}
+
 // stop deletes the queue.
 func (q *instanceQueue) stop() {
 	q.consumer.cancel(q.name)

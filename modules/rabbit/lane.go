@@ -73,23 +73,42 @@ func (l *lane) declare(queue string) error {
 	return nil
 }
 
-// bind binds the queue to the exchange under key, and waits until that is so. Where the
-// exchange is gone all other bindings to it are gone as well: it ends the session, so
-// that they are made anew.
+// bind binds the queue, which is there, to the exchange under key, and waits until that
+// is so. Where the exchange is gone all other bindings to it are gone as well: it ends
+// the session, so that they are made anew.
 func (l *lane) bind(queue, key string) error {
+	err := l.tryBind(queue, key)
+	if hasCode(err, amqp.NotFound) {
+		l.session.end(err)
+	}
+	return err
+}
+
+// tryBind is bind for a queue that may be gone, which the broker's answer does not tell
+// from an exchange that is.
+func (l *lane) tryBind(queue, key string) error {
 	channel, err := l.open()
 	if err != nil {
 		return err
 	}
 	defer l.session.watch("bind a queue")()
-	err = channel.QueueBind(queue, key, l.exchange, false, nil)
-	if err != nil {
-		err = fmt.Errorf("bind the queue %s: %w", queue, err)
-		if hasCode(err, amqp.NotFound) {
-			l.session.end(err)
-		}
+	if err := channel.QueueBind(queue, key, l.exchange, false, nil); err != nil {
+		return fmt.Errorf("bind the queue %s: %w", queue, err)
 	}
-	return err
+	return nil
+}
+
+// lookUp asks whether the exchange is there.
+func (l *lane) lookUp() error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer l.session.watch("look up the exchange")()
+	if err := channel.ExchangeDeclarePassive(l.exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
+		return fmt.Errorf("look up the exchange %q: %w", l.exchange, err)
+	}
+	return nil
 }
 
 // unbind takes the binding away; there need not be one.

@@ -195,6 +195,9 @@ func (j *judge) decide(item *outgoing) {
 		} else {
 			item.settle(resultConfirmed, nil)
 		}
+	case item.channel == j.probing && !j.channel.IsClosed():
+		j.probes() // notes why
+		item.settle("", errProbeRefused)
 	case j.channel.IsClosed():
 		// The library nacks everything when the channel ends.
 		item.settle(resultLost, fmt.Errorf("%w: the connection was lost", app.ErrBrokerUnavailable))

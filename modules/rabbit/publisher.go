@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -25,9 +26,13 @@ const (
 	// section 4.2.5.3, short strings).
 	maxShortString = 255
 
-	// probeKey is the routing key of the message by which Check asks the broker. No
-	// queue is bound under it, so the broker confirms and forgets the message.
+	// probeKey is what the routing key of the message begins with by which Check asks
+	// the broker. No queue has that name or is bound under it, so the broker confirms and
+	// forgets the message.
 	probeKey = "chat-transportation.readiness"
+	// defaultExchange is the exchange to which each queue is bound under its own name
+	// (AMQP 0-9-1, "default exchange"). To RabbitMQ's permissions it is "amq.default".
+	defaultExchange = ""
 	// probeTimeout is how long the broker may take to confirm it.
 	probeTimeout = 800 * time.Millisecond
 	// probeEvery is how long a confirm speaks for the broker.
@@ -61,9 +66,17 @@ type Publisher struct {
 	pending  atomic.Int64  // messages that Publish took and that are not settled
 	settled  chan struct{} // holds a token after a settlement while stopping
 
+	instance string // random, the end of the probes' routing key
+	// probesRefused is set for good when the broker's user turns out not to be allowed to
+	// write to the default exchange.
+	probesRefused atomic.Bool
+
 	mu    sync.Mutex
 	probe *probe // the check that is under way, or nil
 }
+
+// errProbeRefused settles a probe to the default exchange whose channel was closed.
+var errProbeRefused = fmt.Errorf("%w: the channel of probes was closed", app.ErrBrokerUnavailable)
 
 // probe is one question to the broker that concurrent checks share.
 type probe struct {
@@ -83,7 +96,8 @@ func NewPublisher(config Config, log *zap.Logger, registry prometheus.Registerer
 			Help:    "Time from handing a client message over to the broker's verdict, or to giving it up.",
 			Buckets: prometheus.ExponentialBucketsRange(0.0002, 10, 24),
 		}, []string{"result"}),
-		settled: make(chan struct{}, 1),
+		settled:  make(chan struct{}, 1),
+		instance: rand.Text()[:16],
 	}
 	registry.MustRegister(p.confirms)
 	for _, result := range []string{resultConfirmed, resultNacked, resultReturned, resultTimeout, resultLost} {
@@ -194,7 +208,9 @@ func (p *Publisher) usable() (*publishEpoch, error) {
 
 // Check implements app.Publisher. RabbitMQ says that it is blocked only to connections
 // that publish, so unless a confirm came within the last second a message is published
-// that no queue takes. Concurrent checks share one.
+// that no queue takes: to the default exchange, which can't have an alternate exchange
+// that would collect it; or, where the broker does not allow that, to the database
+// exchange. Concurrent checks share one.
 func (p *Publisher) Check(ctx context.Context) error {
 	epoch, err := p.usable()
 	if err != nil {
@@ -230,21 +246,31 @@ func (p *Publisher) ask(epoch *publishEpoch) *probe {
 	asked := &probe{done: make(chan struct{})}
 	p.probe = asked
 	p.mu.Unlock()
-	p.hand(&outgoing{
-		publisher:  p,
-		publishing: amqp.Publishing{DeliveryMode: amqp.Transient, AppId: p.config.AppID},
-		key:        probeKey,
-		deadline:   time.Now().Add(probeTimeout),
-		verdict: func(err error) {
-			if err == nil && epoch.blocked.Load() {
-				err = app.ErrBrokerBlocked
-			}
-			asked.err = err
-			p.mu.Lock()
-			p.probe = nil
-			p.mu.Unlock()
-			close(asked.done)
-		},
+	deadline := time.Now().Add(probeTimeout)
+	answer := func(err error) {
+		if err == nil && epoch.blocked.Load() {
+			err = app.ErrBrokerBlocked
+		}
+		asked.err = err
+		p.mu.Lock()
+		p.probe = nil
+		p.mu.Unlock()
+		close(asked.done)
+	}
+	send := func(verdict func(error)) {
+		p.hand(&outgoing{
+			publisher:  p,
+			publishing: amqp.Publishing{DeliveryMode: amqp.Transient, AppId: p.config.AppID},
+			deadline:   deadline,
+			verdict:    verdict,
+		})
+	}
+	send(func(err error) {
+		if errors.Is(err, errProbeRefused) {
+			send(answer) // it goes another way now
+			return
+		}
+		answer(err)
 	})
 	return asked
 }
@@ -253,7 +279,6 @@ func (p *Publisher) ask(epoch *publishEpoch) *probe {
 type outgoing struct {
 	publisher  *Publisher
 	publishing amqp.Publishing
-	key        string
 	mandatory  bool // also: a client's message, not a probe
 	handed     time.Time
 	deadline   time.Time
@@ -262,6 +287,7 @@ type outgoing struct {
 	timer      *time.Timer // nil until the item is enqueued
 
 	// What follows belongs to the epoch's judge once the writer has passed the item on.
+	channel      *amqp.Channel // on which it was published
 	confirmation *amqp.DeferredConfirmation
 	inFlight     bool
 	returned     bool
@@ -296,6 +322,11 @@ type publishEpoch struct {
 	publisher *Publisher
 	session   *session
 	channel   *amqp.Channel
+	// probing is the channel of probes to the default exchange, which the broker closes
+	// where it does not allow them; nil where it is known not to. Nothing of a client
+	// is published on it. refusal is its NotifyClose.
+	probing *amqp.Channel
+	refusal chan *amqp.Error
 
 	blocked   atomic.Bool
 	confirmed atomic.Int64 // when the last confirm came, Unix time in nanoseconds
@@ -371,7 +402,36 @@ func (e *publishEpoch) open() error {
 	e.channel = channel
 	e.broken = channel.NotifyClose(make(chan *amqp.Error, 1))
 	channel.NotifyReturn(e.returns)
+	if e.publisher.probesRefused.Load() {
+		return nil
+	}
+	// Now, and not when the first probe is to be sent: a blocked broker, which reads
+	// nothing more from a connection that has published, would not answer.
+	probing, err := e.session.conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open a channel for probes: %w", err)
+	}
+	if err := probing.Confirm(false); err != nil {
+		return fmt.Errorf("ask for confirms of probes: %w", err)
+	}
+	e.probing, e.refusal = probing, probing.NotifyClose(make(chan *amqp.Error, 1))
 	return nil
+}
+
+// probes reports whether probes may go to the default exchange. A channel that the broker
+// has closed is not opened again on this connection.
+func (e *publishEpoch) probes() bool {
+	if e.probing == nil || !e.probing.IsClosed() {
+		return e.probing != nil
+	}
+	select {
+	case reason := <-e.refusal: // nil when it has been read before
+		if reason != nil && reason.Code == amqp.AccessRefused && !e.publisher.probesRefused.Swap(true) {
+			e.publisher.log.Info("the broker's user may not write to amq.default: readiness is asked through the database exchange")
+		}
+	default:
+	}
+	return false
 }
 
 // enqueue gives the item to the writer, or says why it can't.
@@ -453,13 +513,25 @@ func (e *publishEpoch) admit(item *outgoing) bool {
 }
 
 func (e *publishEpoch) publish(item *outgoing) {
-	confirmation, err := e.channel.PublishWithDeferredConfirm(
-		e.publisher.config.DatabaseExchange, item.key, item.mandatory, false, item.publishing)
+	channel, exchange, key := e.channel, e.publisher.config.DatabaseExchange, ""
+	switch {
+	case item.mandatory:
+	case e.probes():
+		channel, exchange, key = e.probing, defaultExchange, probeKey+"."+e.publisher.instance
+	default:
+		key = probeKey
+	}
+	confirmation, err := channel.PublishWithDeferredConfirm(exchange, key, item.mandatory, false, item.publishing)
+	if err != nil && channel == e.probing && !e.channel.IsClosed() {
+		<-e.window
+		item.settle("", errProbeRefused)
+		return
+	}
 	if err != nil {
 		item.settle(resultLost, fmt.Errorf("%w: publish: %w", app.ErrBrokerUnavailable, err))
 		e.session.end(fmt.Errorf("publish: %w", err))
 		return
 	}
-	item.confirmation = confirmation
+	item.channel, item.confirmation = channel, confirmation
 	e.sent <- item // never waits: it has as many places as the window
 }
