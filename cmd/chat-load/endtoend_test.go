@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -134,6 +135,17 @@ func TestScenariosEndToEnd(t *testing.T) {
 	}
 }
 
+// shows reports whether a line of the gateway's metrics begins with the pattern.
+func (s *site) shows(pattern string) bool {
+	answer, err := http.Get("http://" + s.address + "/metrics")
+	if err != nil {
+		return false
+	}
+	defer func() { _ = answer.Body.Close() }()
+	text, _ := io.ReadAll(answer.Body)
+	return regexp.MustCompile("(?m)^" + pattern).Match(text)
+}
+
 // A gateway that is restarted gets its clients back, and each of them receives.
 func TestStormOfARestart(t *testing.T) {
 	s := newSite(t, scopeInstance)
@@ -146,15 +158,7 @@ func TestStormOfARestart(t *testing.T) {
 		code, r := s.load(t.Context(), "storm -users 20 -restart -duration 30s")
 		done <- outcome{code, r}
 	}()
-	eventually(t, "all are connected", func() bool {
-		answer, err := http.Get("http://" + s.address + "/metrics")
-		if err != nil {
-			return false
-		}
-		defer func() { _ = answer.Body.Close() }()
-		text, _ := io.ReadAll(answer.Body)
-		return strings.Contains(string(text), "\nwebsocket_hub_active_connections 20\n")
-	})
+	eventually(t, "all are connected", func() bool { return s.shows("websocket_hub_active_connections 20$") })
 	http.DefaultClient.CloseIdleConnections()
 	s.stop()
 	s.start()
@@ -167,15 +171,30 @@ func TestStormOfARestart(t *testing.T) {
 // An interrupted run stops and prints what it has.
 func TestInterrupt(t *testing.T) {
 	s := newSite(t, scopeInstance)
-	for _, line := range []string{"delivery -users 5 -duration 10m -rate 200", "inbound -users 5 -workers 2 -duration 10m -rate 200", "idle -users 5 -duration 10m"} {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		code, r := s.load(ctx, line)
-		cancel()
-		if code != exitOK || !r.Interrupted || r.Connect.Connected != 5 {
-			t.Errorf("%s: exit code %d, %+v", line, code, r)
+	for _, c := range []struct{ line, until string }{
+		{"delivery -users 5 -duration 10m -rate 200", `websocket_messages_delivered_total [1-9]`},
+		{"inbound -users 5 -workers 2 -duration 10m -rate 200", `websocket_messages_received_total\{result="accepted"\} [1-9]`},
+		{"idle -users 5 -duration 10m", `websocket_hub_active_connections 5$`},
+	} {
+		eventually(t, "nobody is connected", func() bool { return s.shows(`websocket_hub_active_connections 0$`) })
+		ctx, cancel := context.WithCancel(t.Context())
+		type outcome struct {
+			code   int
+			report *report
 		}
-		if r.exchanging() && (r.Messages == nil || r.Messages.Lost != 0 || r.Messages.Received == 0) {
-			t.Errorf("%s: %+v", line, r.Messages)
+		done := make(chan outcome, 1)
+		go func() {
+			code, r := s.load(ctx, c.line)
+			done <- outcome{code, r}
+		}()
+		eventually(t, c.until, func() bool { return s.shows(`websocket_hub_active_connections 5$`) && s.shows(c.until) })
+		cancel()
+		o := <-done
+		if o.code != exitOK || !o.report.Interrupted || o.report.Connect.Connected != 5 {
+			t.Errorf("%s: exit code %d, %+v", c.line, o.code, o.report)
+		}
+		if m := o.report.Messages; o.report.exchanging() && (m == nil || m.Lost != 0 || m.Received == 0) {
+			t.Errorf("%s: %+v", c.line, m)
 		}
 	}
 }

@@ -66,41 +66,53 @@ var attacks = []attack{
 	}},
 	{"slowloris within a frame", func(p *instance, passes *passbook) error {
 		// A frame that comes in drops holds one of the user's places, and no more.
-		var slow []*bare
-		defer func() {
-			for _, b := range slow {
-				_ = b.conn.Close()
-			}
+		upgraded, stop, ended := make(chan error, hostilePerUser), make(chan struct{}), make(chan error, 1)
+		go func() {
+			ended <- many(hostilePerUser, func(int) error {
+				b, err := p.upgradeBare(passes.take(10), bareOptions{})
+				if upgraded <- err; err != nil {
+					return err
+				}
+				defer func() { _ = b.conn.Close() }()
+				frame := bareFrame(bitFinal|opText, make([]byte, hostileFrameSize))
+				drop := time.NewTicker(200 * time.Millisecond)
+				defer drop.Stop()
+				for i := range frame {
+					if _, err := b.conn.Write(frame[i : i+1]); err != nil {
+						return fmt.Errorf("a slow frame ended its connection: %w", err)
+					}
+					select {
+					case <-drop.C:
+					case <-stop:
+						return nil
+					}
+				}
+				return nil
+			})
 		}()
 		for range hostilePerUser {
-			b, err := p.upgradeBare(passes.take(10), bareOptions{})
-			if err != nil {
-				return err
-			}
-			slow = append(slow, b)
-			frame := bareFrame(bitFinal|opText, make([]byte, hostileFrameSize))
-			if _, err := b.conn.Write(frame[:20]); err != nil {
+			if err := <-upgraded; err != nil {
+				close(stop)
 				return err
 			}
 		}
-		b, err := p.upgradeBare(passes.take(10), bareOptions{})
-		if err != nil {
-			return err
-		}
-		defer func() { _ = b.conn.Close() }()
-		if code, err := b.ending(10 * time.Second); err != nil || code != 1013 {
-			return fmt.Errorf("one connection more than a user may have was closed with %d: %w", code, err)
-		}
-		drop := time.NewTicker(200 * time.Millisecond)
-		defer drop.Stop()
-		for began := time.Now(); time.Since(began) < 2*hostilePing; <-drop.C {
-			for _, b := range slow {
-				if _, err := b.conn.Write([]byte("x")); err != nil {
-					return fmt.Errorf("a slow frame ended its connection: %w", err)
-				}
+		one, err := p.upgradeBare(passes.take(10), bareOptions{})
+		if err == nil {
+			var code int
+			if code, err = one.ending(10 * time.Second); err == nil && code != 1013 {
+				err = fmt.Errorf("one connection more than a user may have was closed with %d", code)
 			}
+			_ = one.conn.Close()
 		}
-		return nil
+		// Longer than a silent client would stay.
+		longEnough := time.After(3 * hostilePing)
+		select {
+		case <-longEnough:
+		case failed := <-ended:
+			ended <- failed
+		}
+		close(stop)
+		return errors.Join(err, <-ended)
 	}},
 	{"half a frame, then silence", func(p *instance, passes *passbook) error {
 		b, err := p.upgradeBare(passes.take(11), bareOptions{})

@@ -30,8 +30,8 @@ const (
 	// was deleted and declared anew between two looks is there, without the bindings,
 	// and AMQP 0-9-1 has no method that lists bindings. To bind what is bound already
 	// changes nothing (rule "duplicates" of queue.bind), so all inboxes take turns: 20
-	// users receive again within a second, 1,000 within some 25 s, 10,000 within four
-	// minutes. A greater batch would heal them sooner and burden the broker, which has
+	// users receive again within a second, 1,000 within half a minute, 10,000 within
+	// some four. A greater batch would heal them sooner and burden the broker, which has
 	// 40 of these a second to answer now, at all other times.
 	rebindBatch = 20
 	// silence is how long the broker may leave that question without an answer before
@@ -305,7 +305,7 @@ func (x *Inboxes) watchExchange(ctx context.Context, epoch *consumeEpoch) {
 		}
 		err := epoch.ask(own.lookUp)
 		if hasCode(err, amqp.NotFound) {
-			s.end(errors.New("the exchange of deliveries was deleted"))
+			s.end(errExchangeGone)
 			return
 		}
 		if err == nil {

@@ -79,7 +79,7 @@ func (l *lane) declare(queue string) error {
 func (l *lane) bind(queue, key string) error {
 	err := l.tryBind(queue, key)
 	if hasCode(err, amqp.NotFound) {
-		l.session.end(err)
+		l.session.end(fmt.Errorf("%w: %w", errExchangeGone, err))
 	}
 	return err
 }

@@ -41,6 +41,10 @@ const (
 	settledAfter = 10 * time.Second
 )
 
+// errExchangeGone is the cause of the end of a session whose exchange of deliveries was
+// deleted: all bindings went with it.
+var errExchangeGone = errors.New("the exchange of deliveries was deleted")
+
 // link keeps one connection to the broker: it dials, has the exchange looked up, gives
 // the connection to serve, and begins again when it has ended.
 type link struct {
@@ -185,6 +189,11 @@ func (l *link) run(ctx context.Context) {
 			continue
 		}
 		delay := backoff(failures / len(l.urls))
+		if errors.Is(err, errExchangeGone) {
+			// Other instances have lost their bindings too, and notice only if they look
+			// before the exchange is there again.
+			delay += exchangeWatch
+		}
 		// Credentials that are refused don't mend themselves: that is told at once.
 		if now := hasCode(err, amqp.AccessRefused); now != refused || time.Since(lastLog) >= awayLogInterval {
 			lastLog, refused = time.Now(), now

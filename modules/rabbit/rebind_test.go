@@ -67,8 +67,8 @@ func TestExchangeRedeclared(t *testing.T) {
 	}
 }
 
-// TestExchangeRedeclaredByInstance: of several instances one declares the exchange anew,
-// perhaps before the others have noticed that it was gone.
+// TestExchangeRedeclaredByInstance: of several instances one declares the exchange anew;
+// the others notice all the same that it was gone, each by itself.
 func TestExchangeRedeclaredByInstance(t *testing.T) {
 	config := testConfig(rabbittest.URL(t), ScopeUser)
 	var all []*counted
