@@ -518,7 +518,7 @@ func TestBlackBox(t *testing.T) {
 	})
 	for _, scope := range []string{"user", "instance"} {
 		t.Run("SIGTERM, scope "+scope, func(t *testing.T) {
-			p, backend := serveWith(t, env("QUEUE_SCOPE", scope, "SHUTDOWN_DRAIN_WINDOW", "500ms")), newPeer(t, node.URL())
+			p, backend := serveWith(t, env("QUEUE_SCOPE", scope, "SHUTDOWN_DRAIN_WINDOW", "3s")), newPeer(t, node.URL())
 			stored := backend.consume()
 			clients := []*client{p.connect(11), p.connect(11), p.connect(12)}
 			for i, c := range clients {
