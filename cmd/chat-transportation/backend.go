@@ -86,6 +86,7 @@ func answerMessages(ctx context.Context, cfg config.Config, log *zap.Logger) err
 			err := publisher.PublishWithContext(ctx, reply.Body, []string{reply.RoutingKey},
 				rabbitmq.WithPublishOptionsExchange(cfg.Rabbit.WebsocketsExchange),
 				rabbitmq.WithPublishOptionsContentType("application/json"),
+				rabbitmq.WithPublishOptionsHeaders(traceContext(delivery.Headers)),
 			)
 			if err != nil {
 				log.Warn("a reply could not be published", zap.Error(err))
@@ -94,6 +95,21 @@ func answerMessages(ctx context.Context, cfg config.Config, log *zap.Logger) err
 		}
 		return rabbitmq.Ack
 	})
+}
+
+// traceContext returns the W3C trace context among the headers of a message, so that a
+// reply belongs to the trace of what it answers.
+func traceContext(headers map[string]any) rabbitmq.Table {
+	var carried rabbitmq.Table
+	for _, name := range []string{"traceparent", "tracestate"} {
+		if value, found := headers[name]; found {
+			if carried == nil {
+				carried = make(rabbitmq.Table, 2)
+			}
+			carried[name] = value
+		}
+	}
+	return carried
 }
 
 // dialPatiently waits for the broker, so that the backend can be started before it.

@@ -35,8 +35,9 @@ func newConnections(registerer prometheus.Registerer) *connections {
 // servedKey is the key of a connection's *atomic.Bool in the contexts of its requests.
 type servedKey struct{}
 
-// watch makes the server report its connections. It must not be serving yet.
-func (c *connections) watch(server *http.Server) {
+// watch makes the server, which must not be serving yet, report its connections. The
+// function that it returns closes those from which no request has been read so far.
+func (c *connections) watch(server *http.Server) (closeUnserved func()) {
 	var served sync.Map // *atomic.Bool by net.Conn, for as long as HTTP owns it
 	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		mark := new(atomic.Bool)
@@ -54,6 +55,14 @@ func (c *connections) watch(server *http.Server) {
 				c.unserved.Inc()
 			}
 		}
+	}
+	return func() {
+		served.Range(func(conn, mark any) bool {
+			if !mark.(*atomic.Bool).Load() {
+				_ = conn.(net.Conn).Close()
+			}
+			return true
+		})
 	}
 }
 

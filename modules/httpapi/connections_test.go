@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strings"
@@ -58,6 +59,32 @@ func TestConnectionsWithoutARequestAreCounted(t *testing.T) {
 				t.Errorf("%v connections were not served, want %v", got, want)
 			}
 		})
+	}
+}
+
+// A connection that was opened and never used must not cost Stop its whole time.
+func TestStopDoesNotWaitForUnusedConnections(t *testing.T) {
+	b := newBench(Config{StopTimeout: time.Minute}, []func(chi.Router){page}, nil)
+	b.start(t)
+	conn := b.dial(t)
+	deadline := time.After(10 * time.Second)
+	for b.connections(t, "http_server_open_connections") != 1 {
+		select {
+		case <-deadline:
+			t.Fatal("the connection is not accepted")
+		case <-time.After(time.Millisecond):
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // net/http waits for five
+	defer cancel()
+	if err := b.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if cut := b.logs.FilterMessageSnippet("cutting").Len(); cut != 0 {
+		t.Error("Stop has waited for a connection without a request")
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection is still open")
 	}
 }
 

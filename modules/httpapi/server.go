@@ -26,9 +26,11 @@ const (
 	readHeaderTimeout = 5 * time.Second
 	// readTimeout is for header and body together. net/http ends the context of a
 	// request when it runs out, so no handler may take longer.
-	readTimeout    = 10 * time.Second
-	writeTimeout   = 20 * time.Second
-	idleTimeout    = 60 * time.Second
+	readTimeout  = 10 * time.Second
+	writeTimeout = 20 * time.Second
+	idleTimeout  = 60 * time.Second
+	// unservedGrace is how long Stop waits for the first request of a connection.
+	unservedGrace  = 250 * time.Millisecond
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 64 << 10
 )
@@ -70,6 +72,8 @@ type listener struct {
 	address string
 	server  *http.Server
 	bound   net.Listener // nil before Start
+
+	closeUnserved func()
 }
 
 // NewServer returns a server for the routes; those of opsRoutes are served on the
@@ -108,8 +112,7 @@ func newListener(address string, handler http.Handler, conns *connections, log *
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          errorLog,
 	}
-	conns.watch(server)
-	return &listener{address: address, server: server}
+	return &listener{address: address, server: server, closeUnserved: conns.watch(server)}
 }
 
 // Start binds the addresses and serves them until Stop. An address that can't be
@@ -155,6 +158,10 @@ func (s *Server) Stop(ctx context.Context) error {
 }
 
 func (s *Server) stop(ctx context.Context, l *listener) error {
+	// Browsers open connections that they never use, and Shutdown waits for those as if
+	// a request were under way.
+	unused := time.AfterFunc(unservedGrace, l.closeUnserved)
+	defer unused.Stop()
 	err := l.server.Shutdown(ctx)
 	if err == nil {
 		return nil

@@ -82,6 +82,7 @@ type session struct {
 	hub       *Hub
 	user      domain.UserID
 	client    netip.Addr
+	requestID string // of the upgrade, for the log; empty where it has none
 	admission *app.Admission
 	limiter   *rate.Limiter // nil: no limit
 	expires   time.Time     // zero: the connection outlives its token
@@ -121,8 +122,8 @@ type session struct {
 	timer   *time.Timer
 }
 
-func newSession(h *Hub, admission *app.Admission, client netip.Addr) *session {
-	s := &session{hub: h, user: admission.User, client: client, admission: admission, corked: true}
+func newSession(h *Hub, admission *app.Admission, client netip.Addr, requestID string) *session {
+	s := &session{hub: h, user: admission.User, client: client, requestID: requestID, admission: admission, corked: true}
 	if h.config.MessagesPerSecond > 0 {
 		s.limiter = rate.NewLimiter(rate.Limit(h.config.MessagesPerSecond), h.config.MessagesBurst)
 	}
@@ -787,6 +788,7 @@ func (s *session) finish(err error) {
 	framesOut := s.framesOut
 	s.mu.Unlock()
 	h.log.Info("connection closed",
+		zap.String("request_id", s.requestID),
 		zap.Stringer("user", s.user),
 		zap.Stringer("client", s.client),
 		zap.Duration("duration", time.Since(s.opened)),

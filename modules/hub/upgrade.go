@@ -47,7 +47,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	s := newSession(h, admission, clientAddress(r.RemoteAddr))
+	s := newSession(h, admission, clientAddress(r.RemoteAddr), w.Header().Get("X-Request-Id"))
 	if !h.register(s) {
 		h.giveBack(r.Context(), admission)
 		h.refuse(w, r, app.ErrShuttingDown)
