@@ -255,6 +255,24 @@ func TestClientsThatLeave(t *testing.T) {
 	}
 }
 
+func TestConnectionsTurnedAwayAreLogged(t *testing.T) {
+	h := newHouse(t, false, nil)
+	pass := strings.Repeat("x", 32)
+	c, response := h.request(upgradeRequest(pass))
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("answered %s", response.Status)
+	}
+	c.awaitClose(4401)
+	h.eventually("the log", func() bool { return h.logs.FilterMessage("connection turned away").Len() == 1 })
+	fields := h.logs.FilterMessage("connection turned away").All()[0].ContextMap()
+	if fields["code"] != "4401" || fields["client"] != "127.0.0.1" {
+		t.Errorf("logged %v", fields)
+	}
+	if strings.Contains(fmt.Sprint(h.logs.All()), pass) {
+		t.Error("the log shows the pass")
+	}
+}
+
 // TestUpgradeOrder holds the order of the contract: for each refusal, whether the pass
 // is spent and whether the user's inbox was touched.
 func TestUpgradeOrder(t *testing.T) {

@@ -114,6 +114,7 @@ func (h *Hub) accept(w http.ResponseWriter, r *http.Request) (*websocket.Conn, *
 func (h *Hub) turnAway(w http.ResponseWriter, r *http.Request, code app.CloseCode) {
 	h.begin()
 	defer h.end()
+	client, requestID, began := clientAddress(r.RemoteAddr), w.Header().Get("X-Request-Id"), time.Now()
 	ws, wire, err := h.accept(w, r)
 	if err != nil {
 		h.log.Debug("upgrade not answered", zap.Error(err))
@@ -125,6 +126,12 @@ func (h *Hub) turnAway(w http.ResponseWriter, r *http.Request, code app.CloseCod
 	_ = ws.Close(websocket.StatusCode(code), closeReason(code))
 	wire.cut()
 	h.meters.closed(code)
+	h.log.Info("connection turned away",
+		zap.String("request_id", requestID),
+		zap.Stringer("client", client),
+		zap.Duration("duration", time.Since(began)),
+		zap.String("code", h.meters.closeLabel(code)),
+	)
 }
 
 // handshakeFault is an upgrade that is none, and how it is answered.
