@@ -140,6 +140,19 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// tail returns the last lines but for those of requests that went well: some tests ask
+// for a page a hundred times a second, and a report that is all requests hides what
+// failed.
+func (o *output) tail(lines int) string {
+	var kept []string
+	for line := range strings.Lines(o.String()) {
+		if !strings.Contains(line, `"level":"info"`) || !strings.Contains(line, `"logger":"http"`) {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept[max(0, len(kept)-lines):], "")
+}
+
 // launch starts the program with only the given variables, in an empty folder.
 func launch(t *testing.T, args []string, env map[string]string) *instance {
 	t.Helper()
@@ -168,7 +181,7 @@ func launchProgram(t *testing.T, program string, args []string, env map[string]s
 		if strings.Contains(p.out.String(), "DATA RACE") {
 			t.Errorf("the race detector has found something:\n%s", p.out)
 		} else if t.Failed() {
-			t.Logf("log of pid %d:\n%s", p.cmd.Process.Pid, p.out)
+			t.Logf("log of pid %d, without the requests:\n%s", p.cmd.Process.Pid, p.out.tail(80))
 		}
 	})
 	return p

@@ -412,11 +412,13 @@ func (p *instance) keepAsking() (stop func() time.Duration) {
 			}
 		}
 	})
-	return func() time.Duration {
+	stop = sync.OnceValue(func() time.Duration {
 		close(over)
 		asking.Wait()
 		return slowest
-	}
+	})
+	p.t.Cleanup(func() { stop() }) // for a test that fails meanwhile
+	return stop
 }
 
 // TestThousandsComeBack: after the broker was killed, and after a cut, every one of two
