@@ -64,15 +64,29 @@ func serve() int {
 	}
 	log.Info("started", zap.String("version", version()), zap.String("http_addr", cfg.HTTP.Addr), zap.Bool("demo", cfg.Demo))
 
-	select {
-	case received := <-signals:
-		log.Info("shutting down", zap.Stringer("signal", received), zap.Duration("timeout", cfg.Shutdown.Total))
-	case failure := <-running.Wait():
-		log.Error("a part of the service has failed; shutting down", zap.Int("exit_code", failure.ExitCode))
+	received, failed := awaitEnd(signals, running.Wait())
+	if failed {
+		log.Error("a part of the service has failed; shutting down")
 		_ = stop(running, cfg, log, signals)
 		return exitFailed
 	}
+	log.Info("shutting down", zap.Stringer("signal", received), zap.Duration("timeout", cfg.Shutdown.Total))
 	return stop(running, cfg, log, signals)
+}
+
+// awaitEnd waits for a signal, or for a part of the service that has asked for the end
+// with an exit code other than 0. fx listens to the signals too, with the code 0: then
+// the signal is, or will be in a moment, in signals as well.
+func awaitEnd(signals <-chan os.Signal, ends <-chan fx.ShutdownSignal) (received os.Signal, failed bool) {
+	select {
+	case received = <-signals:
+	case end := <-ends:
+		if end.ExitCode != 0 {
+			return nil, true
+		}
+		received = <-signals
+	}
+	return received, false
 }
 
 // stop shuts the service down. fx would swallow a second signal while it stops, so

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -313,5 +314,26 @@ func TestTokenCommand(t *testing.T) {
 		if parts := strings.Count(stdout.String(), "."); (c.want == exitOK) != (parts == 2) {
 			t.Errorf("%q prints %q", c.args, stdout.String())
 		}
+	}
+}
+
+// TestSignalIsNoFailure: a signal reaches the program by two ways, and whichever is looked
+// at first, it is one signal and no failure.
+func TestSignalIsNoFailure(t *testing.T) {
+	for range 200 {
+		signals, ends := make(chan os.Signal, 2), make(chan fx.ShutdownSignal, 1)
+		signals <- syscall.SIGTERM
+		ends <- fx.ShutdownSignal{Signal: syscall.SIGTERM}
+		if received, failed := awaitEnd(signals, ends); failed || received != syscall.SIGTERM {
+			t.Fatalf("%v, failed: %t", received, failed)
+		}
+		if len(signals) > 0 {
+			t.Fatal("the signal would count twice, and end the process at once")
+		}
+	}
+	ends := make(chan fx.ShutdownSignal, 1)
+	ends <- fx.ShutdownSignal{Signal: syscall.SIGTERM, ExitCode: 1}
+	if _, failed := awaitEnd(nil, ends); !failed {
+		t.Error("a part that failed is taken for a signal")
 	}
 }

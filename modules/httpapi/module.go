@@ -21,8 +21,10 @@ var Module = fx.Module("httpapi", fx.Provide(
 	fx.Annotate(newHealthRoutes, fx.ResultTags(`group:"ops_routes"`)),
 ))
 
-func newServer(lifecycle fx.Lifecycle, cfg Config, routes, opsRoutes []func(chi.Router), middlewares []func(http.Handler) http.Handler, log *zap.Logger, registerer prometheus.Registerer) *Server {
+func newServer(lifecycle fx.Lifecycle, cfg Config, routes, opsRoutes []func(chi.Router), middlewares []func(http.Handler) http.Handler, log *zap.Logger, registerer prometheus.Registerer, shutdowner fx.Shutdowner) *Server {
 	server := NewServer(cfg, routes, opsRoutes, log.Named("http"), registerer, middlewares...)
+	// Without its listener the process is of no use: whoever started it starts it anew.
+	server.failed = func() { _ = shutdowner.Shutdown(fx.ExitCode(1)) }
 	lifecycle.Append(fx.StartStopHook(server.Start, server.Stop))
 	return server
 }

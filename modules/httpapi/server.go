@@ -65,6 +65,9 @@ type Server struct {
 	admin  *listener // nil without an AdminAddr
 
 	serving sync.WaitGroup
+	// failed is called where an address is served no more though nobody has asked for
+	// that.
+	failed func()
 }
 
 // listener is one address and what is served there.
@@ -81,7 +84,7 @@ type listener struct {
 // the middlewares first. It registers its metrics with registerer and does not listen
 // yet.
 func NewServer(cfg Config, routes, opsRoutes []func(chi.Router), log *zap.Logger, registerer prometheus.Registerer, middlewares ...func(http.Handler) http.Handler) *Server {
-	s := &Server{log: log, stopTimeout: cfg.StopTimeout}
+	s := &Server{log: log, stopTimeout: cfg.StopTimeout, failed: func() {}}
 	routes = behind(middlewares, routes)
 	front, conns := newFront(cfg, log, registerer), newConnections(registerer)
 	if cfg.AdminAddr == "" {
@@ -130,6 +133,7 @@ func (s *Server) Start(ctx context.Context) error {
 		s.serving.Go(func() {
 			if err := l.server.Serve(l.bound); !errors.Is(err, http.ErrServerClosed) {
 				s.log.Error("HTTP is served no more", zap.Stringer("address", l.bound.Addr()), zap.Error(err))
+				s.failed()
 			}
 		})
 		s.log.Info("serving HTTP", zap.Stringer("address", l.bound.Addr()))

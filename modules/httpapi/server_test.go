@@ -99,6 +99,22 @@ func TestStartFails(t *testing.T) {
 	_ = again.Close()
 }
 
+// TestListenerThatFailsIsTold: a process whose listener is gone can't know it otherwise.
+func TestListenerThatFailsIsTold(t *testing.T) {
+	b := newBench(Config{}, nil, nil)
+	told := make(chan struct{})
+	b.failed = func() { close(told) }
+	b.start(t)
+	if err := b.public.bound.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-told:
+	case <-time.After(10 * time.Second):
+		t.Error("the end of the listener was kept secret")
+	}
+}
+
 func TestStopWithoutStart(t *testing.T) {
 	b := newBench(Config{AdminAddr: "127.0.0.1:0"}, nil, nil)
 	if b.Addr() != nil || b.AdminAddr() != nil {
