@@ -489,13 +489,18 @@ func (e *publishEpoch) admit(item *outgoing) bool {
 	if item.done.Load() {
 		return false
 	}
+	lost := func() {
+		item.settle(resultLost, fmt.Errorf("%w: the connection was lost", app.ErrBrokerUnavailable))
+	}
 	select {
 	case e.window <- struct{}{}:
 	case <-e.over:
+		lost() // without a place: none may be given back, it would be another's
+		return false
 	}
 	switch {
 	case e.isOver():
-		item.settle(resultLost, fmt.Errorf("%w: the connection was lost", app.ErrBrokerUnavailable))
+		lost()
 	case e.blocked.Load():
 		// What is written now would fill the socket, and the write would never end.
 		item.settle("", app.ErrBrokerBlocked)
@@ -505,10 +510,7 @@ func (e *publishEpoch) admit(item *outgoing) bool {
 	default:
 		return true
 	}
-	select {
-	case <-e.window:
-	default: // the epoch was over before there was a place
-	}
+	<-e.window
 	return false
 }
 

@@ -282,3 +282,23 @@ func TestModule(t *testing.T) {
 		t.Error("something is available after the stop")
 	}
 }
+
+// TestNoPlaceIsGivenBackTwice: a message that the end of the connection meets while it
+// waits for its turn gives back no place in the window but its own; the judge would wait
+// for the missing one for ever.
+func TestNoPlaceIsGivenBackTwice(t *testing.T) {
+	p := NewPublisher(Config{}, zap.NewNop(), prometheus.NewRegistry())
+	e := &publishEpoch{publisher: p, over: make(chan struct{}), window: make(chan struct{}, 3)}
+	close(e.over)
+	e.window <- struct{}{} // of a message in flight
+	for range 200 {
+		var verdict error
+		item := &outgoing{publisher: p, deadline: time.Now().Add(time.Hour), verdict: func(err error) { verdict = err }}
+		if e.admit(item) || !errors.Is(verdict, app.ErrBrokerUnavailable) {
+			t.Fatalf("after the end of the connection: verdict %v", verdict)
+		}
+		if len(e.window) != 1 {
+			t.Fatalf("%d places are taken, want 1", len(e.window))
+		}
+	}
+}
