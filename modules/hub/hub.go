@@ -61,6 +61,9 @@ type Hub struct {
 	meters  *meters
 	origins map[origin]struct{}
 
+	// round pings all sessions.
+	round *round
+
 	// dropLog keeps a backend that publishes rubbish from filling the log.
 	dropLog rate.Sometimes
 
@@ -87,6 +90,7 @@ func New(config Config, connect *app.Connect, send *app.Send, inboxes app.Inboxe
 		meters:   newMeters(registerer),
 		origins:  parseOrigins(config.AllowedOrigins),
 		dropLog:  rate.Sometimes{First: 10, Interval: 10 * time.Second},
+		round:    newRound(config.PingInterval),
 		users:    make(map[domain.UserID]*member),
 		sessions: make(map[*session]struct{}),
 	}

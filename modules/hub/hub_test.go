@@ -775,22 +775,6 @@ func TestMetricsExistFromTheStart(t *testing.T) {
 	}
 }
 
-func TestFrameHead(t *testing.T) {
-	for _, test := range []struct {
-		head   []byte
-		opcode byte
-		length uint64
-	}{
-		{[]byte{0x81, 0}, 1, 2}, {[]byte{0x81, 125}, 1, 127}, {[]byte{0x89, 1, 'x'}, 9, 3},
-		{[]byte{0x81, 126, 1, 0}, 1, 260}, {[]byte{0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0}, 1, 65546},
-		{nil, 0, 0}, {[]byte{0x81}, 0, 1},
-	} {
-		if opcode, length := frameHead(test.head); opcode != test.opcode || length != test.length {
-			t.Errorf("%x: opcode %x, %d bytes", test.head, opcode, length)
-		}
-	}
-}
-
 func FuzzDelivery(f *testing.F) {
 	for _, kind := range []string{"", "chat.message", app.ControlDisconnect} {
 		for _, body := range []string{"", "1", `{"a":1}`, `{"reason":"x"}`, `{"reason":1}`, `{"reason":"\ud800"}`, "[]", "\xff", `{"reason":"` + strings.Repeat("ä", 200) + `"}`} {

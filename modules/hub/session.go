@@ -93,8 +93,9 @@ type session struct {
 	ws       *websocket.Conn
 	wire     *wire
 	opened   time.Time
-	framesIn int       // reader only
-	pingDue  time.Time // tick only
+	framesIn int // reader only
+	// slot and place are where the hub's round has the session; guarded by round.mu.
+	slot, place int
 
 	mu     sync.Mutex
 	phase  phase
@@ -102,7 +103,7 @@ type session struct {
 	// code and reason are why the service ends the connection; the first one wins.
 	code   app.CloseCode
 	reason string
-	// queue from head on is what waits. writing says that a writer goroutine exists.
+	// queue from head on is what waits. writing says that somebody writes.
 	queue   []outgoing
 	head    int
 	writing bool
@@ -119,7 +120,7 @@ type session struct {
 	held bool
 	// changed is there while somebody waits for any of these to change.
 	changed chan struct{}
-	timer   *time.Timer
+	timer   *time.Timer // of the token's end, once that is near
 }
 
 func newSession(h *Hub, admission *app.Admission, client netip.Addr, requestID string) *session {
@@ -141,13 +142,11 @@ func (s *session) open(ws *websocket.Conn, w *wire) {
 	defer s.mu.Unlock()
 	s.ws, s.wire, s.corked = ws, w, false
 	s.opened = time.Now()
-	s.pingDue = s.opened.Add(s.hub.config.PingInterval)
 	if s.phase == phaseDead {
 		w.cut()
 	}
-	if s.phase == phaseOpen {
-		s.timer = time.AfterFunc(time.Until(s.nextTick()), s.tick)
-	}
+	s.setExpiry(s.opened)
+	s.hub.round.add(s)
 	s.startWriter()
 	s.signal()
 	go s.read()
@@ -424,6 +423,7 @@ func (s *session) answer(result string, frame []byte) {
 	}
 	s.errorBytes += len(frame)
 	s.push(outgoing{errors: frame})
+	s.startWriter()
 }
 
 // ---- Writing
@@ -437,11 +437,18 @@ const (
 	offerRefused // the connection is closing
 )
 
-// offer queues the delivery where there is room. The session settles what it takes.
+// offer takes the delivery where there is room, and writes it at once where the socket
+// takes it: a goroutine for each would cost more than the write. It does not block. The
+// session settles what it takes.
 func (s *session) offer(p *parcel) offered {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.offerLocked(p)
+	result := s.offerLocked(p)
+	mine := s.claim()
+	s.mu.Unlock()
+	if mine {
+		s.write(nil, false)
+	}
+	return result
 }
 
 // offerUntil is like offer but waits for room until the deadline.
@@ -449,6 +456,7 @@ func (s *session) offerUntil(p *parcel, deadline time.Time) offered {
 	var result offered
 	s.await(deadline, func() bool {
 		result = s.offerLocked(p)
+		s.startWriter()
 		return result != offerFull
 	})
 	return result
@@ -475,76 +483,6 @@ func (s *session) push(item outgoing) {
 		s.queue, s.head = s.queue[:n], 0
 	}
 	s.queue = append(s.queue, item)
-	s.startWriter()
-}
-
-// startWriter starts the writer where there is something to write and nobody who does.
-// The caller holds mu.
-func (s *session) startWriter() {
-	if !s.writing && !s.corked && s.phase < phaseClosed && s.head < len(s.queue) {
-		s.writing = true
-		go s.write()
-	}
-}
-
-// write is the writer goroutine: it writes what waits, in order, and ends.
-func (s *session) write() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.head < len(s.queue) && s.phase < phaseClosed {
-		item := s.queue[s.head]
-		s.queue[s.head] = outgoing{}
-		s.head++
-		s.mu.Unlock()
-		err := s.writeItem(item)
-		s.mu.Lock()
-		if item.parcel != nil {
-			s.deliveries--
-		} else {
-			s.inFlight--
-			s.errorBytes -= len(item.errors)
-		}
-		if err != nil {
-			s.writeFailed()
-			break
-		}
-		s.framesOut++
-		s.signal()
-	}
-	if s.head == len(s.queue) {
-		if s.queue, s.head = s.queue[:0], 0; cap(s.queue) > keptQueue {
-			s.queue = nil
-		}
-	}
-	s.writing = false
-	s.signal()
-}
-
-// writeItem writes one frame; the wire bounds the time it takes.
-func (s *session) writeItem(item outgoing) error {
-	if item.parcel == nil {
-		return s.ws.Write(context.Background(), websocket.MessageText, item.errors)
-	}
-	err := s.ws.Write(context.Background(), websocket.MessageText, item.parcel.delivery.Body)
-	switch {
-	case err == nil:
-		s.hub.meters.delivered.Inc()
-	case s.wire.stalled.Load():
-		s.hub.meters.dropped[dropSlowConsumer].Inc()
-	default:
-		s.hub.meters.dropped[dropConnectionClosed].Inc()
-	}
-	item.parcel.done()
-	return err
-}
-
-// writeFailed gives the connection up after a write that did not succeed: where the
-// peer does not read, no close frame can be sent either. The caller holds mu.
-func (s *session) writeFailed() {
-	if s.wire.stalled.Load() {
-		s.note(app.CloseTooSlow, closeReason(app.CloseTooSlow))
-	}
-	s.cutLocked()
 }
 
 // dropAll settles what waits to be written as undeliverable, for the reason given.
@@ -552,14 +490,7 @@ func (s *session) dropAll(reason string) {
 	s.mu.Lock()
 	dropped := s.queue[s.head:]
 	s.queue, s.head = nil, 0
-	for _, item := range dropped {
-		if item.parcel != nil {
-			s.deliveries--
-		} else {
-			s.inFlight--
-			s.errorBytes -= len(item.errors)
-		}
-	}
+	s.forget(dropped)
 	s.signal()
 	s.mu.Unlock()
 	for _, item := range dropped {
@@ -572,51 +503,28 @@ func (s *session) dropAll(reason string) {
 
 // ---- Time
 
-// nextTick returns when there is something to do: a ping, or the end of the token.
-func (s *session) nextTick() time.Time {
-	if !s.expires.IsZero() && s.expires.Before(s.pingDue) {
-		return s.expires
-	}
-	return s.pingDue
-}
-
-// tick runs in a goroutine of the session's one timer, and sets the timer again.
-func (s *session) tick() {
-	now := time.Now()
-	if !s.expires.IsZero() && !now.Before(s.expires) {
-		s.close(app.CloseUnauthorized, closeReason(app.CloseUnauthorized))
+// tick is the hub's visit once every PingInterval. A peer from which nothing has come
+// since the last ping was written is dropped, unless it was the service that did not
+// listen; else it is pinged. A peer that does not take the ping ends by the deadline of
+// that write. It does not block.
+func (s *session) tick(now time.Time) {
+	if s.wire.silent() && !s.isHeld() {
+		s.drop(app.CloseAbnormal)
 		return
 	}
-	if !now.Before(s.pingDue) {
-		s.ping(now)
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.phase == phaseOpen {
-		s.timer.Reset(time.Until(s.nextTick()))
-	}
+	s.setExpiry(now)
+	s.mu.Unlock()
+	s.wire.ping()
 }
 
-// ping pings the peer and waits until it has answered, until the next ping is due, or
-// until the token ends. A peer from which nothing at all came meanwhile is dropped.
-func (s *session) ping(now time.Time) {
-	s.pingDue = now.Add(s.hub.config.PingInterval)
-	before := s.wire.pings.Load()
-	ctx, cancel := context.WithDeadline(context.Background(), s.nextTick())
-	err := s.ws.Ping(ctx)
-	cancel()
-	switch {
-	case err == nil || s.wire.heardSince(now):
-	case s.wire.stalled.Load():
-		s.drop(app.CloseTooSlow)
-	case s.wire.pings.Load() == before:
-		// The ping never left, since a message is being written: that write has a
-		// deadline of its own.
-	case time.Now().Before(s.pingDue):
-		// The token ends first, or the connection has ended.
-	case s.isHeld():
-	default:
-		s.drop(app.CloseAbnormal)
+// setExpiry sets the timer of the token's end where that comes before the next visit, so
+// that a connection has a timer only towards its end. The caller holds mu.
+func (s *session) setExpiry(now time.Time) {
+	if s.timer == nil && s.phase == phaseOpen && !s.expires.IsZero() && s.expires.Before(now.Add(2*s.hub.config.PingInterval)) {
+		s.timer = time.AfterFunc(time.Until(s.expires), func() {
+			s.close(app.CloseUnauthorized, closeReason(app.CloseUnauthorized))
+		})
 	}
 }
 
@@ -770,6 +678,7 @@ const (
 // finish ends the session, once: the reader calls it last. err is what ended reading.
 func (s *session) finish(err error) {
 	code, by := s.verdict(err)
+	s.hub.round.remove(s)
 	s.cut()
 	// The library's own close returns soon, now that its socket is gone.
 	_ = s.ws.CloseNow()

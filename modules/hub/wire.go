@@ -2,35 +2,57 @@ package hub
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 const (
-	// bufferSize is the size of each of a connection's two buffers. net/http's own have
-	// 4 KB, which is most of what an idle connection would cost.
-	bufferSize = 512
+	// readBufferSize is the size of a connection's buffer for reading. net/http's own
+	// have 4 KB, which is most of what an idle connection would cost.
+	readBufferSize = 512
+	// controlBufferSize is what the WebSocket library gathers a frame in, and it only
+	// writes control frames (RFC 6455, section 5.5): each leaves it in one write.
+	controlBufferSize = 2 + 125
+	// maxOwed is how many bytes of pings and pongs may wait for a socket. A service need
+	// not answer each ping of many (RFC 6455, section 5.5.3).
+	maxOwed = 1 << 10
 	// closeWait is how long a peer may take to answer a close frame.
 	closeWait = 2 * time.Second
 )
 
-// The opcodes of control frames that the wire takes notice of (RFC 6455, section 11.8).
+// The opcodes that the wire takes notice of (RFC 6455, section 11.8), and the bit that
+// says that a frame is the last, or only, one of its message.
 const (
+	opcodeText  = 0x1
 	opcodeClose = 0x8
 	opcodePing  = 0x9
+	finalBit    = 0x80
 )
 
-// wire is the connection under a WebSocket. The WebSocket library reads and writes it
-// like any other; the wire bounds each write, notices what passes, and can be cut at
-// any time, whatever the library is doing.
+// errCloseSent: a close frame has gone out, after which there are no others (RFC 6455,
+// section 5.5.1).
+var errCloseSent = errors.New("the close frame has been sent")
+
+// errWouldBlock: the socket takes no more at the moment.
+var errWouldBlock = errors.New("the socket takes no more at the moment")
+
+// wire is the connection under a WebSocket. The WebSocket library reads from it, and
+// writes its control frames to it like to any other connection; the session writes its
+// messages past the library, as whole frames. The wire keeps the two apart, bounds each
+// write, notices what passes, and can be cut at any time, whoever is doing what.
+//
+// Nothing but a frame that has begun holds a frame up: pings and pongs that meet one are
+// owed, and whoever has written it writes them next.
 type wire struct {
 	net.Conn
+	raw          syscall.RawConn // nil where the system offers no writing without waiting
 	writeTimeout time.Duration
 	began        time.Time
 
@@ -39,26 +61,31 @@ type wire struct {
 	// failed says that reading has come to its end. Reader only.
 	failed bool
 
-	// heard is when the last bytes came, as time since began.
-	heard             atomic.Int64
+	// heard is when the last bytes came, and pinged is when the last ping that has been
+	// written was begun, both as time since began.
+	heard, pinged     atomic.Int64
 	bytesIn, bytesOut atomic.Int64
-	// pings counts the pings that have been written.
-	pings atomic.Int64
-	// writing is true while a write is under way.
-	writing atomic.Bool
 	// stalled: a write could not be finished since the peer does not read.
 	stalled atomic.Bool
 	// cutting: the session has given the connection up.
 	cutting atomic.Bool
 
-	// The frame that is being written: its opcode, and how many of its bytes are still
-	// to come. The library's write lock guards both.
-	opcode byte
-	left   uint64
+	mu sync.Mutex
+	// busy says that somebody writes a frame; it goes from one goroutine to the next
+	// with the frame. free is signalled when it ends. closeSent belongs to who is busy.
+	busy      bool
+	free      sync.Cond
+	closeSent bool
+	// owed are whole pings and pongs that wait to be written. pings says that a ping is
+	// among them.
+	owed  []byte
+	pings bool
 }
 
 func newWire(conn net.Conn, writeTimeout time.Duration) *wire {
-	return &wire{Conn: conn, writeTimeout: writeTimeout, began: time.Now()}
+	w := &wire{Conn: conn, raw: rawConn(conn), writeTimeout: writeTimeout, began: time.Now()}
+	w.free.L = &w.mu
+	return w
 }
 
 // Read implements net.Conn.
@@ -89,48 +116,148 @@ func (w *wire) noteRead(n int) {
 // touch counts as having heard from the peer.
 func (w *wire) touch() { w.heard.Store(int64(time.Since(w.began))) }
 
-// heardSince reports whether anything has come from the peer since t.
-func (w *wire) heardSince(t time.Time) bool { return w.heard.Load() >= int64(t.Sub(w.began)) }
+// silent reports whether nothing has come since the last ping was written.
+func (w *wire) silent() bool { return w.heard.Load() < w.pinged.Load() }
 
-// Write implements net.Conn. All parts of one frame share one deadline, so that a peer
-// that takes a little now and then gains no time.
+// Write implements net.Conn for the library: p is a whole control frame. A close frame
+// has been written when it returns, since the library closes the connection after that;
+// any other does not wait.
 func (w *wire) Write(p []byte) (int, error) {
-	w.writing.Store(true)
-	defer w.writing.Store(false)
-	if w.left == 0 {
-		w.opcode, w.left = frameHead(p)
-		if err := w.SetWriteDeadline(time.Now().Add(w.writeTimeout)); err != nil {
-			return 0, fmt.Errorf("set the deadline of a write: %w", err)
+	if p[0]&0x0f != opcodeClose {
+		w.owe(p, false)
+		return len(p), nil
+	}
+	w.take()
+	defer w.release()
+	err := w.writeWithin(p, time.Now().Add(w.writeTimeout))
+	if err != nil {
+		return 0, err
+	}
+	w.closeSent = true
+	// The library waits five seconds for the answer, and a peer that keeps sending could
+	// hold it even longer.
+	_ = w.SetReadDeadline(time.Now().Add(closeWait))
+	return len(p), nil
+}
+
+var pingFrame = []byte{finalBit | opcodePing, 0}
+
+// ping writes a ping as soon as the socket takes it, and does not wait for that.
+func (w *wire) ping() { w.owe(pingFrame, true) }
+
+// owe writes a ping or a pong as soon as the socket takes it: now, or when the frame that
+// is being written has gone out.
+func (w *wire) owe(frame []byte, ping bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.owed)+len(frame) > maxOwed || ping && w.pings {
+		return
+	}
+	w.owed = append(w.owed, frame...)
+	w.pings = w.pings || ping
+	if !w.busy {
+		w.busy = true
+		w.pay()
+	}
+}
+
+// take waits until nobody writes, and makes the caller the one who does.
+func (w *wire) take() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.busy {
+		w.free.Wait()
+	}
+	w.busy = true
+}
+
+// tryTake is take for who can't wait.
+func (w *wire) tryTake() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy {
+		return false
+	}
+	w.busy = true
+	return true
+}
+
+// release is called by who is busy after a whole frame. It does not wait.
+func (w *wire) release() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pay()
+}
+
+// pay writes what is owed and ends being busy; or a goroutine does, where the socket takes
+// no more. The caller holds mu and is busy.
+func (w *wire) pay() {
+	if len(w.owed) > 0 && !w.closeSent {
+		owed, pings := w.owed, w.pings
+		w.owed, w.pings = nil, false
+		now := time.Since(w.began) // the pong may come before the write returns
+		n, err := w.writeNow(owed)
+		switch {
+		case err != nil:
+			_ = w.Conn.Close() // the reader finds out
+		case n < len(owed):
+			go w.payLate(owed[n:], pings, now)
+			return
+		case pings:
+			w.pinged.Store(int64(now))
 		}
+	}
+	w.busy = false
+	w.free.Signal()
+}
+
+// payLate goes on with pay.
+func (w *wire) payLate(owed []byte, pings bool, began time.Duration) {
+	err := w.writeWithin(owed, time.Now().Add(w.writeTimeout))
+	switch {
+	case err != nil:
+		_ = w.Conn.Close()
+	case pings:
+		w.pinged.Store(int64(began))
+	}
+	w.release()
+}
+
+// writeWithin writes all of p before the deadline. The caller is busy.
+func (w *wire) writeWithin(p []byte, deadline time.Time) error {
+	if err := w.SetWriteDeadline(deadline); err != nil {
+		return fmt.Errorf("set the deadline of a write: %w", err)
 	}
 	n, err := w.Conn.Write(p)
 	w.bytesOut.Add(int64(n))
-	w.left -= min(uint64(n), w.left)
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			w.stalled.Store(true)
 		}
-		return n, err
+		return fmt.Errorf("write: %w", err)
 	}
-	if w.left == 0 {
-		switch w.opcode {
-		case opcodePing:
-			w.pings.Add(1)
-		case opcodeClose:
-			// The library waits five seconds for the answer, and a peer that keeps
-			// sending could hold it even longer.
-			_ = w.SetReadDeadline(time.Now().Add(closeWait))
-		}
-	}
-	return n, nil
+	// A deadline that has passed would fail the next write that does not wait.
+	return w.SetWriteDeadline(time.Time{})
 }
 
-// Close implements net.Conn. The library closes the connection by itself where a
-// control frame can't be written within five seconds: a stall like any other.
+// writeNow writes what the socket takes at once of p, maybe nothing. The caller is busy.
+func (w *wire) writeNow(p []byte) (int, error) {
+	if w.raw == nil {
+		return 0, nil
+	}
+	n, err := writeNow(w.raw, p)
+	w.bytesOut.Add(int64(n))
+	return n, err
+}
+
+// Close implements net.Conn. The library closes the connection by itself where a close
+// frame can't be written within five seconds: a stall like any other.
 func (w *wire) Close() error {
-	if w.writing.Load() && !w.cutting.Load() {
+	w.mu.Lock()
+	if w.busy && !w.cutting.Load() {
 		w.stalled.Store(true)
 	}
+	w.mu.Unlock()
 	return w.Conn.Close()
 }
 
@@ -138,24 +265,6 @@ func (w *wire) Close() error {
 func (w *wire) cut() {
 	w.cutting.Store(true)
 	_ = w.Conn.Close()
-}
-
-// frameHead reads the opcode and the whole length of the frame that p begins with
-// (RFC 6455, section 5.2). The frame is a server's, so it has no masking key; its head
-// is in p, since the library's buffer is empty where a frame begins.
-func frameHead(p []byte) (opcode byte, length uint64) {
-	if len(p) < 2 {
-		return 0, uint64(len(p))
-	}
-	opcode = p[0] & 0x0f
-	switch n := p[1] & 0x7f; {
-	case n == 126 && len(p) >= 4:
-		return opcode, 4 + uint64(binary.BigEndian.Uint16(p[2:]))
-	case n == 127 && len(p) >= 10:
-		return opcode, 10 + binary.BigEndian.Uint64(p[2:])
-	default:
-		return opcode, 2 + uint64(n)
-	}
 }
 
 // upgradeWriter is a ResponseWriter that hands out a wire when it is hijacked.
@@ -178,8 +287,8 @@ func (u *upgradeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		u.wire.early = append([]byte(nil), early...)
 	}
 	return u.wire, bufio.NewReadWriter(
-		bufio.NewReaderSize(u.wire, bufferSize),
-		bufio.NewWriterSize(u.wire, bufferSize),
+		bufio.NewReaderSize(u.wire, readBufferSize),
+		bufio.NewWriterSize(u.wire, controlBufferSize),
 	), nil
 }
 
