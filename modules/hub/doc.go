@@ -16,6 +16,7 @@
 // have had to wait.
 //
 // Locks, outermost first: member.turn (held over Open and Close of the inbox),
-// Hub.mu, member.mu, session.mu, and below them round.mu and wire.mu. All but the first are held for moments only, never over
-// I/O or a call of somebody else's code.
+// Hub.mu, member.mu, session.mu, and below them round.mu and wire.mu. All but the first
+// are held for moments only, never over I/O that can wait, or a call of somebody else's
+// code.
 package hub
