@@ -34,8 +34,9 @@ type acker struct {
 }
 
 // ackDelay is how long a settled delivery may wait for others to be acked with it. Half
-// of a user's prefetch goes out at once, so it delays nobody's next delivery.
-const ackDelay = 2 * time.Millisecond
+// of a user's prefetch goes out at once, so it delays nobody's next delivery; and what is
+// unacked when the connection is lost is gone with its exclusive queue, acked or not.
+const ackDelay = 10 * time.Millisecond
 
 // newAcker returns an acker for a channel whose consumers have the prefetch.
 func newAcker(channel *amqp.Channel, prefetch int) *acker {

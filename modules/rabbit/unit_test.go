@@ -150,6 +150,10 @@ func FuzzRedact(f *testing.F) {
 		if strings.Contains(rest, password) || strings.Contains(rest, "user-name-7") || strings.Contains("not an AMQP URL, localhost:5672", password) {
 			return
 		}
+		// A password may happen to be what is logged without it, such as "host:".
+		if strings.Contains(redact(scheme+rest), password) {
+			return
+		}
 		url := scheme + "user-name-7:" + password + "@" + rest
 		if line := redact(url); strings.Contains(line, password) || strings.Contains(line, "user-name-7") {
 			t.Errorf("%q is logged as %q", url, line)

@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"bufio"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -12,11 +13,16 @@ import (
 // and with it every lock of the AMQP library, would be held until TCP gives up.
 const writeTimeout = 5 * time.Second
 
+// readBufferSize is how much is read from the broker at once.
+const readBufferSize = 32 << 10
+
 // wire is the TCP connection below an AMQP connection. It bounds every write, and
 // knows when the broker was last heard of.
 type wire struct {
 	net.Conn
 
+	// in is there because the library's own buffer holds ten messages or so.
+	in       *bufio.Reader
 	lastRead atomic.Int64 // Unix time in nanoseconds
 
 	mu    sync.Mutex
@@ -24,7 +30,7 @@ type wire struct {
 }
 
 func newWire(conn net.Conn) *wire {
-	w := &wire{Conn: conn}
+	w := &wire{Conn: conn, in: bufio.NewReaderSize(conn, readBufferSize)}
 	w.lastRead.Store(time.Now().UnixNano())
 	return w
 }
@@ -34,7 +40,7 @@ func (w *wire) heard() time.Time { return time.Unix(0, w.lastRead.Load()) }
 
 // Read implements net.Conn.
 func (w *wire) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
+	n, err := w.in.Read(p)
 	if n > 0 {
 		w.lastRead.Store(time.Now().UnixNano())
 	}
