@@ -31,8 +31,8 @@ const (
 	// and AMQP 0-9-1 has no method that lists bindings. To bind what is bound already
 	// changes nothing (rule "duplicates" of queue.bind), so all inboxes take turns: 20
 	// users receive again within a second, 1,000 within half a minute, 10,000 within
-	// some four. A greater batch would heal them sooner and burden the broker, which has
-	// 40 of these a second to answer now, at all other times.
+	// some four. A greater batch would heal them sooner and burden the broker at all
+	// other times; it answers the look after the batch only.
 	rebindBatch = 20
 	// silence is how long the broker may leave that question without an answer before
 	// inboxes no longer count as receiving: the connection may be dead on the way.
@@ -89,11 +89,12 @@ type layout interface {
 	attach(b *inbox, s *seat) error
 	// detach undoes attach and returns when the broker has, or when the session is over.
 	detach(b *inbox, s *seat)
-	// rebind binds an inbox that is attached again, through a lane that is the caller's.
-	// It waits for nothing but the broker, makes no binding that a detach, even one
-	// that has begun, would leave behind, and does nothing for an inbox that just comes
-	// or goes. An error concerns this inbox only.
-	rebind(b *inbox, s *seat, l *lane) error
+	// rebind has an inbox that is attached bound again, through a lane that is the
+	// caller's, and does not wait for the broker. It does nothing for an inbox that just
+	// comes or goes. The caller calls done, which may be nil, when the broker has
+	// answered a later method of the lane; until then nobody unbinds the inbox, so that
+	// no binding is left behind.
+	rebind(b *inbox, s *seat, l *lane) (done func(), err error)
 	// stop removes what is common to all inboxes from the broker.
 	stop()
 	// wait returns when the goroutines of the layout have ended; the session is over.
@@ -303,21 +304,19 @@ func (x *Inboxes) watchExchange(ctx context.Context, epoch *consumeEpoch) {
 			return
 		case <-tick.C:
 		}
-		err := epoch.ask(own.lookUp)
-		if hasCode(err, amqp.NotFound) {
+		var err error
+		if round, err = x.look(ctx, epoch, own, round); hasCode(err, amqp.NotFound) {
 			s.end(errExchangeGone)
 			return
-		}
-		if err == nil {
-			round = x.rebindSome(ctx, epoch, own, round)
 		}
 	}
 }
 
-// rebindSome binds the next inboxes of the round again, and returns what is left of it.
-// A round that is used up is begun anew: always in the order of the users' ids, so that
-// none waits for longer than one round.
-func (x *Inboxes) rebindSome(ctx context.Context, epoch *consumeEpoch, l *lane, round []*inbox) []*inbox {
+// look asks whether the exchange is there, after it has had the next inboxes of the round
+// bound again, and returns what is left of the round. A round that is used up is begun
+// anew: always in the order of the users' ids, so that none waits for longer than one
+// round.
+func (x *Inboxes) look(ctx context.Context, epoch *consumeEpoch, l *lane, round []*inbox) ([]*inbox, error) {
 	if len(round) == 0 {
 		x.mu.Lock()
 		round = slices.Collect(maps.Keys(x.open))
@@ -325,9 +324,27 @@ func (x *Inboxes) rebindSome(ctx context.Context, epoch *consumeEpoch, l *lane, 
 		slices.SortFunc(round, func(a, b *inbox) int { return cmp.Compare(a.user.Int64(), b.user.Int64()) })
 	}
 	batch := round[:min(rebindBatch, len(round))]
+	err := epoch.ask(func() error {
+		bound := x.rebind(ctx, epoch, l, batch)
+		defer bound()
+		return l.lookUp()
+	})
+	clear(batch) // closed inboxes are not to be held
+	if hasCode(err, amqp.NotFound) && len(batch) > 0 && !epoch.session.over() {
+		// Or an inbox was closed meanwhile, and its queue went between the look at its
+		// seat and the broker's: the lane's channel with it.
+		err = epoch.ask(l.lookUp)
+	}
+	return round[len(batch):], err
+}
+
+// rebind has inboxes bound again, and returns what is to be called when the broker has
+// answered a later method of the lane.
+func (x *Inboxes) rebind(ctx context.Context, epoch *consumeEpoch, l *lane, batch []*inbox) (bound func()) {
+	done := make([]func(), 0, len(batch))
 	for _, b := range batch {
 		if ctx.Err() != nil || epoch.session.over() {
-			return nil
+			break
 		}
 		x.mu.Lock()
 		s := b.seat
@@ -335,15 +352,19 @@ func (x *Inboxes) rebindSome(ctx context.Context, epoch *consumeEpoch, l *lane, 
 		if s == nil || s.epoch != epoch {
 			continue // it was closed, or is being repaired
 		}
-		err := epoch.ask(func() error { return epoch.layout.rebind(b, s, l) })
-		if err != nil && !epoch.session.over() {
-			// Mostly an inbox that was closed meanwhile: its queue went between the look
-			// at its seat and the broker's.
-			x.log.Debug("a user's queue could not be bound again", zap.Stringer("user", b.user), zap.Error(err))
+		one, err := epoch.layout.rebind(b, s, l)
+		if one != nil {
+			done = append(done, one)
+		}
+		if err != nil {
+			break // the next method that is answered says why
 		}
 	}
-	clear(batch) // closed inboxes are not to be held
-	return round[len(batch):]
+	return func() {
+		for _, one := range done {
+			one()
+		}
+	}
 }
 
 // Open implements app.Inboxes.

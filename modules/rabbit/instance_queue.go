@@ -174,14 +174,13 @@ func (q *instanceQueue) detach(b *inbox, _ *seat) {
 // rebind implements layout. It takes the user's turn, since a binding that was made after
 // detach has taken it away would stay; but it does not wait for the turn: who has it
 // binds the user just now, or unbinds.
-func (q *instanceQueue) rebind(b *inbox, _ *seat, l *lane) error {
+func (q *instanceQueue) rebind(b *inbox, _ *seat, l *lane) (func(), error) {
 	key := b.user.String()
 	u := q.tryEnter(key, b)
 	if u == nil {
-		return nil
+		return nil, nil
 	}
-	defer q.leave(key, u)
-	return l.bind(q.name, key)
+	return func() { q.leave(key, u) }, l.rebind(q.name, key)
 }
 
 // tryEnter takes the turn at the user's binding if it is free and the binding b's, which

@@ -77,23 +77,30 @@ func (l *lane) declare(queue string) error {
 // is so. Where the exchange is gone all other bindings to it are gone as well: it ends
 // the session, so that they are made anew.
 func (l *lane) bind(queue, key string) error {
-	err := l.tryBind(queue, key)
-	if hasCode(err, amqp.NotFound) {
-		l.session.end(fmt.Errorf("%w: %w", errExchangeGone, err))
-	}
-	return err
-}
-
-// tryBind is bind for a queue that may be gone, which the broker's answer does not tell
-// from an exchange that is.
-func (l *lane) tryBind(queue, key string) error {
 	channel, err := l.open()
 	if err != nil {
 		return err
 	}
 	defer l.session.watch("bind a queue")()
 	if err := channel.QueueBind(queue, key, l.exchange, false, nil); err != nil {
-		return fmt.Errorf("bind the queue %s: %w", queue, err)
+		err = fmt.Errorf("bind the queue %s: %w", queue, err)
+		if hasCode(err, amqp.NotFound) {
+			l.session.end(fmt.Errorf("%w: %w", errExchangeGone, err))
+		}
+		return err
+	}
+	return nil
+}
+
+// rebind binds the queue, which may be gone, and does not wait for the broker: an error
+// shows in the next method that does.
+func (l *lane) rebind(queue, key string) error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	if err := channel.QueueBind(queue, key, l.exchange, true, nil); err != nil {
+		return fmt.Errorf("bind the queue %s again: %w", queue, err)
 	}
 	return nil
 }

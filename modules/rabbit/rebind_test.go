@@ -108,12 +108,22 @@ func TestRebindAfterClose(t *testing.T) {
 			s := b.seat
 			x.mu.Unlock()
 			own := &lane{session: s.epoch.session, exchange: config.WebsocketsExchange}
-			if err := s.epoch.layout.rebind(b, s, own); err != nil {
+			rebind := func() error {
+				done, err := s.epoch.layout.rebind(b, s, own)
+				if err == nil {
+					err = own.lookUp()
+				}
+				if done != nil {
+					done()
+				}
+				return err
+			}
+			if err := rebind(); err != nil {
 				t.Errorf("rebind an open inbox: %v", err)
 			}
 			if q, ok := s.epoch.layout.(*instanceQueue); ok {
 				u, _ := q.enter("1")
-				if err := q.rebind(b, s, own); err != nil { // or it would wait forever
+				if err := rebind(); err != nil { // or it would wait forever
 					t.Errorf("rebind while another has the turn: %v", err)
 				}
 				q.leave("1", u)
@@ -121,8 +131,12 @@ func TestRebindAfterClose(t *testing.T) {
 			if err := b.Close(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.epoch.layout.rebind(b, s, own); (err == nil) != (scope == ScopeInstance) {
+			if err := rebind(); (err == nil) != (scope == ScopeInstance) {
 				t.Errorf("rebind a closed inbox: %v", err)
+			}
+			// What the watch does of it: the queue is gone, and the exchange is there.
+			if _, err := x.look(t.Context(), s.epoch, own, nil); err != nil {
+				t.Errorf("look after that: %v", err)
 			}
 			if dialPeer(t, config.URLs[0]).publish(t, config.WebsocketsExchange, "1", "", []byte("{}")) {
 				t.Error("a closed inbox has a binding")
@@ -150,7 +164,9 @@ func faultCloseDuringRebind(t *testing.T, node *rabbittest.Node) {
 		watching.Go(func() {
 			own := &lane{session: epoch.session, exchange: config.WebsocketsExchange}
 			for binding.Err() == nil {
-				x.rebindSome(binding, epoch, own, nil)
+				if _, err := x.look(binding, epoch, own, nil); err != nil && binding.Err() == nil {
+					t.Errorf("%s: look: %v", scope, err)
+				}
 			}
 		})
 		for i := range users {

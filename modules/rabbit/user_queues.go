@@ -72,8 +72,8 @@ func (q *userQueues) detach(_ *inbox, s *seat) {
 }
 
 // rebind implements layout. A binding goes with its queue, so none stays behind a detach.
-func (q *userQueues) rebind(b *inbox, s *seat, l *lane) error {
-	return l.tryBind(s.queue, b.user.String())
+func (q *userQueues) rebind(b *inbox, s *seat, l *lane) (func(), error) {
+	return nil, l.rebind(s.queue, b.user.String())
 }
 
 // place returns a channel of the lane that has a place for one more consumer.
