@@ -63,6 +63,7 @@ type Hub struct {
 
 	// round pings all sessions.
 	round *round
+	trim  *trimmer
 
 	// dropLog keeps a backend that publishes rubbish from filling the log.
 	dropLog rate.Sometimes
@@ -80,6 +81,7 @@ type Hub struct {
 // answers upgrades that are refused over HTTP. It registers the hub's metrics and
 // panics where they are registered already.
 func New(config Config, connect *app.Connect, send *app.Send, inboxes app.Inboxes, refuse Refuse, log *zap.Logger, registerer prometheus.Registerer) *Hub {
+	trim := newTrimmer()
 	return &Hub{
 		config:   config,
 		connect:  connect,
@@ -90,7 +92,8 @@ func New(config Config, connect *app.Connect, send *app.Send, inboxes app.Inboxe
 		meters:   newMeters(registerer),
 		origins:  parseOrigins(config.AllowedOrigins),
 		dropLog:  rate.Sometimes{First: 10, Interval: 10 * time.Second},
-		round:    newRound(config.PingInterval),
+		trim:     trim,
+		round:    newRound(config.PingInterval, trim.look),
 		users:    make(map[domain.UserID]*member),
 		sessions: make(map[*session]struct{}),
 	}

@@ -13,6 +13,8 @@ const roundSlots = 32
 // is a timer only while there are sessions.
 type round struct {
 	step time.Duration
+	// each is called on each visit, before the sessions.
+	each func(now time.Time)
 
 	mu    sync.Mutex
 	slots [roundSlots][]*session
@@ -25,8 +27,8 @@ type round struct {
 	spare []*session
 }
 
-func newRound(interval time.Duration) *round {
-	return &round{step: max(interval/roundSlots, 1)}
+func newRound(interval time.Duration, each func(now time.Time)) *round {
+	return &round{step: max(interval/roundSlots, 1), each: each}
 }
 
 // add makes the session one that is visited, for the first time in an interval from now,
@@ -76,6 +78,7 @@ func (r *round) visit() {
 		r.timer.Reset(time.Until(r.next))
 	}
 	r.mu.Unlock()
+	r.each(now)
 	for _, s := range due {
 		s.tick(now)
 	}

@@ -147,6 +147,7 @@ func (s *session) open(ws *websocket.Conn, w *wire) {
 	}
 	s.setExpiry(s.opened)
 	s.hub.round.add(s)
+	s.hub.trim.opens(s.opened)
 	s.startWriter()
 	s.signal()
 	go s.read()
