@@ -47,8 +47,8 @@ func NewIssuePass(tokens TokenVerifier, passes PassStore, policy PassPolicy, con
 	}
 }
 
-// Issue returns a new pass for the user of the token. The error is a
-// *RateLimitError, or wraps ErrUnauthenticated or ErrPassStoreUnavailable.
+// Issue returns a new pass for the user of the token, which is any text. The error is
+// a *RateLimitError, or wraps ErrUnauthenticated or ErrPassStoreUnavailable.
 func (u *IssuePass) Issue(ctx context.Context, token string) (IssuedPass, error) {
 	if wait, over := u.overload(); over {
 		return IssuedPass{}, &RateLimitError{What: "too many connects", RetryAfter: wait}
@@ -62,10 +62,12 @@ func (u *IssuePass) Issue(ctx context.Context, token string) (IssuedPass, error)
 	}
 	pass, err := domain.NewConnectionPass(u.policy.Length)
 	if err != nil {
+		u.requests.Return(grant.User)
 		return IssuedPass{}, fmt.Errorf("draw a pass: %w", err)
 	}
 	err = u.passes.Put(ctx, pass, PassGrant{Grant: grant, PassExpiresAt: time.Now().Add(u.policy.Lifetime)})
 	if err != nil {
+		u.requests.Return(grant.User) // the limit is one of good passes
 		return IssuedPass{}, fmt.Errorf("store a pass: %w", err)
 	}
 	return IssuedPass{Pass: pass, ExpiresIn: u.policy.Lifetime}, nil

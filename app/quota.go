@@ -48,6 +48,17 @@ func (q *Quota[K]) Take(key K) (time.Duration, bool) {
 	return 0, true
 }
 
+// Return takes back an event that Take counted and that came to nothing. It does
+// nothing where the window of that event is over.
+func (q *Quota[K]) Return(key K) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if current, known := q.counts[key]; known && current.count > 0 {
+		current.count--
+		q.counts[key] = current
+	}
+}
+
 // Exceeded reports whether the key is at the limit, and for how long. It counts
 // nothing.
 func (q *Quota[K]) Exceeded(key K) (time.Duration, bool) {

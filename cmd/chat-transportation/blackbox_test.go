@@ -588,6 +588,24 @@ func TestBlackBox(t *testing.T) {
 		}
 		eventually(t, "the broker has removed the queues", func() bool { return len(websocketQueues(node.Queues(t))) == 0 })
 	})
+	t.Run("a signal during the start", func(t *testing.T) {
+		// A pass store that accepts connections and says nothing is what a start waits for.
+		silent, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = silent.Close() }()
+		p := launch(t, nil, env("HTTP_ADDR", freeAddress(t), "REDIS_URL", "redis://"+silent.Addr().String()))
+		conn, err := silent.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		p.signal(syscall.SIGTERM)
+		if code := p.ended(20 * time.Second); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	})
 	t.Run("healthcheck", func(t *testing.T) {
 		p := serveWith(t, env())
 		address := strings.TrimPrefix(p.url, "http://")

@@ -25,6 +25,10 @@ func demoSigner(cfg authpass.Config) demo.Signer {
 // printDemoBanner says what demo mode is, what it is not, and where to look.
 func printDemoBanner(to io.Writer, cfg config.Config) {
 	base := "http://" + localAddress(cfg.HTTP.Addr)
+	metrics := base
+	if cfg.HTTP.AdminAddr != "" {
+		metrics = "http://" + localAddress(cfg.HTTP.AdminAddr)
+	}
 	fmt.Fprintf(to, `
   ────────────────────────────────────────────────────────────────────────
    chat-transportation · DEMO MODE
@@ -35,10 +39,10 @@ func printDemoBanner(to io.Writer, cfg config.Config) {
 
    chat page    %[1]s/demo
    API docs     %[1]s/docs
-   metrics      %[1]s/metrics
+   metrics      %[2]s/metrics
 
    To run it for real, set RABBITMQ_URL and KEY (see README.md).
   ────────────────────────────────────────────────────────────────────────
 
-`, base)
+`, base, metrics)
 }

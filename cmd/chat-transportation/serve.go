@@ -51,11 +51,17 @@ func serve() int {
 	select {
 	case err = <-started:
 	case received := <-signals:
-		log.Info("signal during the start", zap.Stringer("signal", received))
-		cancelStart()
-		err = <-started
-		if err == nil {
-			return stop(running, cfg, log, signals)
+		// A start waits for nobody for long. It is finished, so that the shutdown is the
+		// same as any other.
+		log.Info("signal during the start; shutting down after it", zap.Stringer("signal", received))
+		select {
+		case err = <-started:
+			if err == nil {
+				return stop(running, cfg, log, signals)
+			}
+		case received = <-signals:
+			log.Error("a second signal ends the process at once", zap.Stringer("signal", received))
+			return exitFailed
 		}
 	}
 	if err != nil {

@@ -138,6 +138,11 @@ func TestRoutesAreTheDocumentedOnes(t *testing.T) {
 		if !documented[operation] {
 			t.Errorf("%s is served and not documented", operation)
 		}
+		_, path, _ := strings.Cut(operation, " /")
+		first, _, _ := strings.Cut(path, "/")
+		if _, err := config.From(envconfig.MapLookuper(map[string]string{"ROOT_PATH": "/" + first})); err == nil {
+			t.Errorf("ROOT_PATH may be /%s, which would hide %s", first, operation)
+		}
 	}
 	for operation := range documented {
 		if !served[operation] {
@@ -150,6 +155,48 @@ func TestRoutesAreTheDocumentedOnes(t *testing.T) {
 		if answer.Code == http.StatusNotFound || answer.Code == http.StatusMethodNotAllowed {
 			t.Errorf("%s under the root path: %d", operation, answer.Code)
 		}
+	}
+}
+
+// TestContractsMetricsAreThereFromTheStart asks for each name of the wire contract's
+// section 6 before anything has happened; a dashboard must not have to wait for the first
+// fault.
+func TestContractsMetricsAreThereFromTheStart(t *testing.T) {
+	for mode, env := range map[string]map[string]string{
+		"demo":   {},
+		"rabbit": {"KEY": testKey, "RABBITMQ_URL": "amqp://127.0.0.1:1/"},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			server, stop := run(t, env, zap.NewNop())
+			defer stop()
+			get := func(path string) string {
+				answer := httptest.NewRecorder()
+				server.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, path, nil))
+				return answer.Body.String()
+			}
+			get("/healthz") // a histogram of requests needs one
+			page := get("/metrics")
+			for name, kind := range map[string]string{
+				"http_server_duration_milliseconds":  "histogram",
+				"websocket_hub_active_connections":   "gauge",
+				"websocket_hub_active_users":         "gauge",
+				"websocket_closes_total":             "counter",
+				"websocket_messages_received_total":  "counter",
+				"websocket_messages_delivered_total": "counter",
+				"websocket_deliveries_dropped_total": "counter",
+				"rabbitmq_publish_confirm_seconds":   "histogram",
+				"rabbitmq_connected":                 "gauge",
+				"rabbitmq_reconnects_total":          "counter",
+				"connection_passes_issued_total":     "counter",
+				"connection_passes_redeemed_total":   "counter",
+				"go_goroutines":                      "gauge",
+				"process_start_time_seconds":         "gauge",
+			} {
+				if !strings.Contains(page, "\n# TYPE "+name+" "+kind+"\n") {
+					t.Errorf("there is no %s %s", kind, name)
+				}
+			}
+		})
 	}
 }
 

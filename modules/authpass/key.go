@@ -135,6 +135,10 @@ func keyKind(key crypto.PublicKey) string {
 // key anywhere in the text is an error: this service has no use for one, and a secret
 // should not lie where it is not needed.
 func parsePublicKey(text string) (crypto.PublicKey, error) {
+	if strings.HasPrefix(text, pemMark) {
+		// Files of variables (docker's --env-file, say) can't hold line ends.
+		text = strings.ReplaceAll(text, `\n`, "\n")
+	}
 	var first *pem.Block
 	for rest := []byte(text); ; {
 		var block *pem.Block

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/joho/godotenv"
 	"github.com/rabbitmq/amqp091-go"
@@ -121,7 +122,7 @@ func (v *validator) fault(variable, format string, args ...any) {
 func within[N int | int64 | float64](v *validator, variable string, n, low, high N) {
 	switch {
 	case n >= low && n <= high:
-	case high >= N(math.MaxInt32):
+	case n < low && high >= N(math.MaxInt32):
 		v.fault(variable, "must be at least %v", low)
 	default:
 		v.fault(variable, "must be from %v to %v", low, high)
@@ -234,6 +235,10 @@ func (v *validator) config(env environment) Config {
 // key returns the text of KEY or of the file that KEY_FILE names, and checks that it
 // fits ALGORITHM.
 func (v *validator) key(env environment) string {
+	algorithm := slices.Contains(authpass.Algorithms, env.Algorithm)
+	if !algorithm {
+		v.fault("ALGORITHM", "must be one of %s", strings.Join(authpass.Algorithms, ", "))
+	}
 	key, from := env.Key, "KEY"
 	if env.KeyFile != "" {
 		if env.Key != "" {
@@ -251,9 +256,7 @@ func (v *validator) key(env environment) string {
 			return ""
 		}
 	}
-	if !slices.Contains(authpass.Algorithms, env.Algorithm) {
-		v.fault("ALGORITHM", "must be one of %s", strings.Join(authpass.Algorithms, ", "))
-	} else if key != "" {
+	if algorithm && key != "" {
 		if _, err := authpass.NewVerifier(authpass.TokenConfig{Algorithm: env.Algorithm, Key: key}); err != nil {
 			v.fault(from, "and ALGORITHM do not go together: %v", err)
 		}
@@ -280,8 +283,9 @@ func (v *validator) limits(env environment) {
 	v.duration("PUBLISH_CONFIRM_TIMEOUT", env.ConfirmTimeout, 10*time.Millisecond, 10*time.Minute)
 	v.duration("WS_PING_INTERVAL", env.PingInterval, 10*time.Millisecond, time.Hour)
 	v.duration("WS_WRITE_TIMEOUT", env.WriteTimeout, 10*time.Millisecond, 10*time.Minute)
-	if env.ServiceName == "" || len(env.ServiceName) > 255 {
-		v.fault("SERVICE_NAME", "must be 1 to 255 bytes long")
+	// It becomes a label of metrics, which is UTF-8, and an AMQP short string.
+	if env.ServiceName == "" || len(env.ServiceName) > 255 || !utf8.ValidString(env.ServiceName) {
+		v.fault("SERVICE_NAME", "must be 1 to 255 bytes of UTF-8")
 	}
 }
 
@@ -296,8 +300,8 @@ func (v *validator) scope(text string) rabbit.Scope {
 func (v *validator) exchange(variable, name string) string {
 	// AMQP 0-9-1 section 3.1.4.3.1: a short string; section 3.1.3.1: names that begin
 	// with "amq." are the broker's own, and the default exchange has none.
-	if name == "" || len(name) > 255 || strings.HasPrefix(name, "amq.") {
-		v.fault(variable, "must be the name of an exchange: 1 to 255 bytes, not beginning with amq.")
+	if name == "" || len(name) > 255 || !utf8.ValidString(name) || strings.HasPrefix(name, "amq.") {
+		v.fault(variable, "must be the name of an exchange: 1 to 255 bytes of UTF-8, not beginning with amq.")
 	}
 	return name
 }
@@ -316,6 +320,9 @@ func (v *validator) address(variable, address string) string {
 	return address
 }
 
+// routeRoots are the first segments of the service's routes.
+var routeRoots = []string{"debug", "demo", "docs", "healthz", "messages", "metrics", "openapi.json", "readyz"}
+
 func (v *validator) rootPath(path string) string {
 	path = strings.TrimRight(path, "/")
 	if path == "" {
@@ -324,16 +331,28 @@ func (v *validator) rootPath(path string) string {
 	parsed, err := url.Parse(path)
 	if err != nil || path[0] != '/' || parsed.Path != path || strings.ContainsAny(path, "{}*?# ") || strings.Contains(path, "//") {
 		v.fault("ROOT_PATH", "must be a path such as /transportation, or empty")
+		return path
+	}
+	// A prefix that is a route's beginning would make two routes of one path.
+	if first, _, _ := strings.Cut(path[1:], "/"); slices.Contains(routeRoots, first) {
+		v.fault("ROOT_PATH", "must not begin with a route of the service: /%s", first)
 	}
 	return path
 }
 
+// origins returns the origins as browsers write them: in lower case, and without the
+// port that is their scheme's own (RFC 6454, section 6.2).
 func (v *validator) origins(list []string) []string {
 	origins := trimmed(list)
-	for _, origin := range origins {
+	for i, origin := range origins {
 		parsed, err := url.Parse(origin)
-		if err != nil || parsed.Scheme == "" || parsed.Host == "" || origin != parsed.Scheme+"://"+parsed.Host {
+		if err != nil || parsed.Scheme == "" || parsed.Hostname() == "" || !strings.EqualFold(origin, parsed.Scheme+"://"+parsed.Host) {
 			v.fault("CORS_ORIGINS", "must be origins such as https://chat.example.com, comma-separated: %q is none", origin)
+			continue
+		}
+		origins[i] = strings.ToLower(origin)
+		if port := map[string]string{"http": ":80", "https": ":443"}[parsed.Scheme]; port != "" {
+			origins[i] = strings.TrimSuffix(origins[i], port)
 		}
 	}
 	return origins
@@ -349,6 +368,10 @@ func (v *validator) proxies(list []string) []netip.Prefix {
 		if err != nil {
 			v.fault("TRUSTED_PROXIES", "must be CIDRs such as 10.0.0.0/8, comma-separated: %q is none", text)
 			continue
+		}
+		if prefix.Addr().Is4In6() && prefix.Bits() >= 96 {
+			// Addresses of clients are compared in their IPv4 form.
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
 		}
 		proxies = append(proxies, prefix.Masked())
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -88,6 +89,12 @@ func TestFaults(t *testing.T) {
 		{"ROOT_PATH", "transportation", "ROOT_PATH must be a path"},
 		{"ROOT_PATH", "/a/{b}", "ROOT_PATH must be a path"},
 		{"CONNECTION_PASS_LENGTH", "15", "CONNECTION_PASS_LENGTH must be from 16"},
+		{"ROOT_PATH", "/docs/v1", "ROOT_PATH must not begin with a route"},
+		{"SERVICE_NAME", "\xff\xfe", "SERVICE_NAME must be 1 to 255 bytes of UTF-8"},
+		{"DATABASE_EXCHANGE_NAME", "\xff", "DATABASE_EXCHANGE_NAME must be the name"},
+		{"CONNECTION_PASS_LENGTH", "0x20", "CONNECTION_PASS_LENGTH must be a whole number"},
+		{"CONNECTION_PASS_LENGTH", "1_6", "CONNECTION_PASS_LENGTH must be a whole number"},
+		{"WS_MAX_CONNECTIONS", "3000000000", "WS_MAX_CONNECTIONS must be from 0 to 2147483647"},
 		{"CONNECTION_PASS_LENGTH", "x", "CONNECTION_PASS_LENGTH must be a whole number"},
 		{"CONNECTION_PASS_EXPIRATION_TIME", "0", "CONNECTION_PASS_EXPIRATION_TIME must be from 1"},
 		{"CHANNEL_PREFETCH_MESSAGES_COUNT", "0", "CHANNEL_PREFETCH_MESSAGES_COUNT must be from 1 to 65535"},
@@ -135,6 +142,39 @@ func TestFaults(t *testing.T) {
 				t.Errorf("one fault takes %d lines: %v", lines, err)
 			}
 		})
+	}
+}
+
+// Text that other programs write in more than one way means the same.
+func TestNotations(t *testing.T) {
+	cfg, err := From(base(map[string]string{
+		"CONNECTION_PASS_EXPIRATION_TIME": "030",
+		"CORS_ORIGINS":                    "HTTPS://A.example:443, http://b.example:80, https://c.example:80",
+		"TRUSTED_PROXIES":                 "::ffff:127.0.0.0/104, 10.1.2.3/8, 2001:db8::/32, ::ffff:192.0.2.1",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.PassPolicy.Lifetime != 30*time.Second {
+		t.Errorf("030 seconds are %s", cfg.PassPolicy.Lifetime)
+	}
+	if got, want := strings.Join(cfg.HTTP.CORSOrigins, " "), "https://a.example http://b.example https://c.example:80"; got != want {
+		t.Errorf("origins are %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprint(cfg.HTTP.TrustedProxies), "[127.0.0.0/8 10.0.0.0/8 2001:db8::/32 192.0.2.1/32]"; got != want {
+		t.Errorf("proxies are %s, want %s", got, want)
+	}
+}
+
+func TestFaultsOfTheKeyHideNoOthers(t *testing.T) {
+	for _, variables := range []map[string]string{
+		{"KEY": "", "KEY_FILE": "/nowhere"}, {"KEY_FILE": "/nowhere"},
+	} {
+		variables["ALGORITHM"] = "none"
+		_, err := From(base(variables))
+		if err == nil || !strings.Contains(err.Error(), "KEY_FILE ") || !strings.Contains(err.Error(), "ALGORITHM ") {
+			t.Errorf("with %v: %v", variables, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"context"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ type environment struct {
 	KeyFile   string `env:"KEY_FILE" about:"path of a file that holds KEY"`
 	Algorithm string `env:"ALGORITHM,default=HS256" about:"HS256/384/512, RS256/384/512, PS256/384/512, ES256/384/512 or EdDSA"`
 
-	PassLength     int    `env:"CONNECTION_PASS_LENGTH,default=32" about:"characters of a connection pass, at least 16"`
+	PassLength     int    `env:"CONNECTION_PASS_LENGTH,default=32" about:"characters of a connection pass, 16 to 512"`
 	PassExpiration int    `env:"CONNECTION_PASS_EXPIRATION_TIME,default=30" about:"seconds that a connection pass is good"`
 	RedisURL       string `env:"REDIS_URL" about:"redis:// or rediss:// URL; passes live there and are shared by all instances; without it, in this process"`
 
@@ -85,13 +86,41 @@ func read(from envconfig.Lookuper) (environment, map[string]string) {
 	for i := range all.NumField() {
 		field := all.Type().Field(i)
 		alone := reflect.New(reflect.StructOf([]reflect.StructField{field}))
-		if err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: alone.Interface(), Lookuper: lookuper{from}}); err != nil {
+		from := lookuper{from}
+		if text, found := from.Lookup(variable(field)); found && isInteger(field.Type) {
+			// go-envconfig would take 030 for 24, and 0x1E for 30.
+			if _, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64); err != nil {
+				unread[variable(field)] = notation(field.Type)
+				continue
+			}
+			from = lookuper{decimal{from}}
+		}
+		if err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: alone.Interface(), Lookuper: from}); err != nil {
 			unread[variable(field)] = notation(field.Type)
 			continue
 		}
 		all.Field(i).Set(alone.Elem().Field(0))
 	}
 	return env, unread
+}
+
+// decimal hides the leading zeros of numbers from go-envconfig, to which they mean
+// another base.
+type decimal struct{ envconfig.Lookuper }
+
+// Lookup implements envconfig.Lookuper.
+func (d decimal) Lookup(key string) (string, bool) {
+	text, found := d.Lookuper.Lookup(key)
+	number, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	if err != nil {
+		return text, found
+	}
+	return strconv.FormatInt(number, 10), found
+}
+
+// isInteger reports whether a value of the type is written as a whole number.
+func isInteger(t reflect.Type) bool {
+	return (t.Kind() == reflect.Int || t.Kind() == reflect.Int64) && t != reflect.TypeFor[time.Duration]()
 }
 
 // notation says how a value of the type is written.
@@ -103,7 +132,7 @@ func notation(t reflect.Type) string {
 		return "true or false"
 	case t.Kind() == reflect.Float64:
 		return "a number"
-	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64:
+	case isInteger(t):
 		return "a whole number"
 	}
 	return "a text"

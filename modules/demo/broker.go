@@ -52,6 +52,7 @@ const stopTimeout = time.Second
 type Broker struct {
 	log     *zap.Logger
 	dropped prometheus.Counter
+	meters  *meters
 	warned  atomic.Int64 // when a dropped message was last logged, Unix nanoseconds
 	running atomic.Bool  // written under mu
 	serial  atomic.Uint64
@@ -76,6 +77,7 @@ func NewBroker(log *zap.Logger, metrics prometheus.Registerer) *Broker {
 		}),
 		bindings: make(map[binding][]*queue),
 	}
+	b.meters = newMeters(b.running.Load, metrics)
 	metrics.MustRegister(b.dropped)
 	return b
 }
@@ -130,7 +132,10 @@ func (b *Broker) Check(context.Context) error { return b.Available() }
 
 // Publish implements app.Publisher. It settles before it returns.
 func (b *Broker) Publish(_ context.Context, message domain.Message, deadline time.Time, settled func(error)) {
-	settled(b.publish(message, deadline))
+	began := time.Now()
+	err := b.publish(message, deadline)
+	b.meters.verdict(err, time.Since(began))
+	settled(err)
 }
 
 func (b *Broker) publish(message domain.Message, deadline time.Time) error {

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 
-	"github.com/go-chi/chi/v5"
 	"go.uber.org/zap"
 )
 
@@ -20,8 +19,9 @@ type exchange struct {
 	id       string
 	log      *zap.Logger
 	response *recorder
-	// unmatched says that no route was found.
-	unmatched bool
+	// routeOf returns the pattern of the route for a method at the request's path, empty
+	// where there is none.
+	routeOf func(method string) string
 }
 
 type exchangeKey struct{}
@@ -36,17 +36,21 @@ func exchangeOf(r *http.Request) *exchange {
 	if x, ok := r.Context().Value(exchangeKey{}).(*exchange); ok {
 		return x
 	}
-	return &exchange{log: zap.NewNop(), response: &recorder{}}
+	return &exchange{log: zap.NewNop(), response: &recorder{}, routeOf: func(string) string { return "" }}
 }
 
-// route returns the pattern of the route that serves the request, without ROOT_PATH.
-// It is known once the handler has returned.
+// route returns the pattern of the route that the request goes to, without ROOT_PATH,
+// also where the path has a route for other methods only.
 func (x *exchange) route(r *http.Request) string {
-	pattern := chi.RouteContext(r.Context()).RoutePattern()
-	if x.unmatched || pattern == "" {
-		return other
+	if pattern := x.routeOf(r.Method); pattern != "" {
+		return pattern
 	}
-	return pattern
+	for _, method := range methods {
+		if pattern := x.routeOf(method); pattern != "" {
+			return pattern
+		}
+	}
+	return other
 }
 
 // method returns the method of the request where it is a known one.

@@ -57,12 +57,15 @@ func TestLabels(t *testing.T) {
 		{"GET", "/transportation/sesame", "GET other 404"},
 		{"GET", "/transportation", "GET other 404"},
 		{"GET", "/transportationpage", "GET other 404"},
-		{"DELETE", "/page", "DELETE other 405"},
-		{"DELETE", "/transportation/page", "DELETE other 405"},
-		{"SESAME", "/page", "other other 405"},
+		{"DELETE", "/page", "DELETE /page 405"},
+		{"DELETE", "/transportation/page", "DELETE /page 405"},
+		{"OPTIONS", "/page", "OPTIONS /page 405"},
+		{"PREFLIGHT", "/transportation/page", "OPTIONS /page 200"},
+		{"PREFLIGHT", "/sesame", "OPTIONS other 200"},
+		{"SESAME", "/page", "other /page 405"},
 		{"SESAME", "/sesame", "other other 404"},
-		{"get", "/page", "other other 405"},
-		{"PROPFIND", "/page", "other other 405"},
+		{"get", "/page", "other /page 405"},
+		{"PROPFIND", "/page", "other /page 405"},
 		{"GET", "/silent", "GET /silent 200"},
 		{"GET", "/panic", "GET /panic 500"},
 	} {
@@ -72,6 +75,11 @@ func TestLabels(t *testing.T) {
 				r.Get("/panic", func(http.ResponseWriter, *http.Request) { panic("out of order") })
 			}}, nil)
 			request := httptest.NewRequest(test.method, test.path, nil)
+			if test.method == "PREFLIGHT" {
+				request.Method = http.MethodOptions
+				request.Header.Set("Origin", "https://sesame.example")
+				request.Header.Set("Access-Control-Request-Method", http.MethodPost)
+			}
 			request.Header.Set("X-Sesame", "sesame")
 			request.Header.Set("User-Agent", "sesame")
 			response := b.serve(request)

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -32,12 +33,12 @@ func NewPasses(issue *app.IssuePass, registerer prometheus.Registerer) *Passes {
 func (p *Passes) Routes(r chi.Router) { r.Post("/messages/get-connection-pass", p.get) }
 
 func (p *Passes) get(w http.ResponseWriter, r *http.Request) {
-	token, err := bearerToken(r.Header)
-	if err != nil {
-		WriteError(w, r, err)
-		return
-	}
+	// Without a token too: an instance past its admission limit says so to everybody.
+	token, malformed := bearerToken(r.Header)
 	issued, err := p.issue.Issue(r.Context(), token)
+	if malformed != nil && errors.Is(err, app.ErrUnauthenticated) {
+		err = malformed // which tells the log more
+	}
 	if err != nil {
 		WriteError(w, r, err)
 		return

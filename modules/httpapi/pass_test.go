@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -141,6 +142,36 @@ func TestPassRateLimit(t *testing.T) {
 	mustBeProblem(t, response, http.StatusTooManyRequests, "Rate limit exceeded.")
 	if got := response.Header().Get("Retry-After"); got != "60" {
 		t.Errorf("Retry-After is %q, want 60", got)
+	}
+}
+
+// ready stands for a broker that is there.
+type ready struct {
+	app.Publisher
+	app.Inboxes
+}
+
+func (ready) Available() error            { return nil }
+func (ready) Check(context.Context) error { return nil }
+
+// An instance past its admission limit says so to everybody, with a token or without.
+func TestPassWhileOverloaded(t *testing.T) {
+	_, store := newIssuer(t, app.PassPolicy{})
+	connect := app.NewConnect(store, ready{}, ready{}, app.ConnectLimits{ConnectsPerSecond: 1})
+	issue := app.NewIssuePass(tokens{}, store, app.PassPolicy{Length: 32, Lifetime: time.Second}, connect)
+	b := newBench(Config{}, []func(chi.Router){NewPasses(issue, prometheus.NewRegistry()).Routes}, nil)
+	for {
+		if _, over := connect.Overloaded(); over {
+			break
+		}
+		_, _ = connect.Admit(t.Context(), app.Attempt{})
+	}
+	for _, authorization := range [][]string{nil, {"Bearer unknown"}, {"Basic x"}} {
+		response := b.serve(passRequest(passPath, authorization...))
+		mustBeProblem(t, response, http.StatusTooManyRequests, "Rate limit exceeded.")
+		if response.Header().Get("Retry-After") == "" {
+			t.Error("there is no Retry-After")
+		}
 	}
 }
 

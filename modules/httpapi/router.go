@@ -14,20 +14,16 @@ func (f *front) router(rootPath string, routes []func(chi.Router)) chi.Router {
 	router := chi.NewRouter()
 	router.Use(
 		f.begin,
+		knowRoutes(router, rootPath),
 		f.resolveClient,
 		f.logAccess,
 		f.measure,
 		f.cors,
 		secure,
 		catchPanic,
-		stripRootPath(rootPath),
 	)
-	router.NotFound(func(w http.ResponseWriter, r *http.Request) {
-		exchangeOf(r).unmatched = true
-		problemNotFound.write(w)
-	})
+	router.NotFound(func(w http.ResponseWriter, _ *http.Request) { problemNotFound.write(w) })
 	router.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
-		exchangeOf(r).unmatched = true
 		allowed := methodsFor(router, pathToRoute(r, rootPath))
 		if len(allowed) == 0 {
 			// chi calls this for a method that it does not know, wherever it goes.
@@ -67,15 +63,20 @@ func normalRootPath(path string) string {
 	return "/" + path
 }
 
-// stripRootPath lets chi route what comes under rootPath as if it came at the root: so
-// a route has one pattern under both, and the URL stays as the client sent it.
-func stripRootPath(rootPath string) func(http.Handler) http.Handler {
+// knowRoutes lets chi route what comes under rootPath as if it came at the root: so a
+// route has one pattern under both, and the URL stays as the client sent it. And it lets
+// the exchange find the route of its path also where no handler of it was called.
+func knowRoutes(router chi.Routes, rootPath string) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
-		if rootPath == "" {
-			return next
-		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			chi.RouteContext(r.Context()).RoutePath = pathToRoute(r, rootPath)
+			path := pathToRoute(r, rootPath)
+			if rootPath != "" {
+				chi.RouteContext(r.Context()).RoutePath = path
+			}
+			exchangeOf(r).routeOf = func(method string) string {
+				// As chi's RoutePattern has it: a slash at the end makes no other route.
+				return strings.TrimSuffix(router.Find(chi.NewRouteContext(), method, path), "/")
+			}
 			next.ServeHTTP(w, r)
 		})
 	}

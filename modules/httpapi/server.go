@@ -42,7 +42,7 @@ type Config struct {
 	// AdminAddr is where /healthz, /readyz, /metrics and /debug/pprof/ are served;
 	// empty: the first three on Addr, pprof nowhere.
 	AdminAddr string
-	// RootPath is the prefix under which the routes of Addr are served too, such as
+	// RootPath is the prefix under which all routes are served too, such as
 	// /transportation; empty or /: at the root only.
 	RootPath string
 	// CORSOrigins are the origins whose pages may read the answers, as scheme://host[:port].
@@ -92,7 +92,7 @@ func NewServer(cfg Config, routes, opsRoutes []func(chi.Router), log *zap.Logger
 		return s
 	}
 	s.public = newListener(cfg.Addr, front.router(normalRootPath(cfg.RootPath), routes), conns, log)
-	s.admin = newListener(cfg.AdminAddr, front.router("", append(opsRoutes[:len(opsRoutes):len(opsRoutes)], profiling)), conns, log)
+	s.admin = newListener(cfg.AdminAddr, front.router(normalRootPath(cfg.RootPath), append(opsRoutes[:len(opsRoutes):len(opsRoutes)], profiling)), conns, log)
 	// A profile takes 30 seconds or what is asked for. pprof prolongs the deadline for
 	// writing by itself, but not the one for reading; see readTimeout.
 	s.admin.server.ReadTimeout = 0

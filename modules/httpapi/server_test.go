@@ -52,7 +52,7 @@ func TestTwoAddresses(t *testing.T) {
 		public + "/page": 200, public + "/transportation/page": 200,
 		public + "/healthz": 404, public + "/transportation/healthz": 404,
 		public + "/debug/pprof/": 404, public + "/debug/pprof/cmdline": 404,
-		admin + "/healthz": 200, admin + "/page": 404, admin + "/transportation/healthz": 404,
+		admin + "/healthz": 200, admin + "/page": 404, admin + "/transportation/healthz": 200, admin + "/transportation/page": 404,
 		admin + "/debug/pprof": 200, admin + "/debug/pprof/": 200, admin + "/debug/pprof/heap": 200, admin + "/debug/pprof/goroutine?debug=1": 200,
 		admin + "/debug/pprof/cmdline": 200, admin + "/debug/pprof/symbol": 200, admin + "/debug/pprof/nothing": 404,
 	} {
