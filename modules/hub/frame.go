@@ -332,17 +332,3 @@ func deliveryDetails(err error) string {
 func rateLimitDetails(perSecond float64) string {
 	return "No more than " + strconv.FormatFloat(perSecond, 'g', 6, 64) + " messages a second are accepted on one connection; this one was not."
 }
-
-// cutReason cuts a close reason to what fits a close frame (RFC 6455, section 5.5:
-// 125 bytes less two for the code), at a character boundary.
-func cutReason(reason string) string {
-	const limit = 123
-	if len(reason) <= limit {
-		return reason
-	}
-	end := limit
-	for end > 0 && !utf8.RuneStart(reason[end]) {
-		end--
-	}
-	return reason[:end]
-}

@@ -196,18 +196,6 @@ func TestDeliveryDetailsAreSentences(t *testing.T) {
 	}
 }
 
-func TestCutReason(t *testing.T) {
-	for _, reason := range []string{"", "bye", strings.Repeat("x", 123), strings.Repeat("x", 500), strings.Repeat("ä", 100), "x" + strings.Repeat("😀", 60)} {
-		got := cutReason(reason)
-		if len(got) > 123 || !utf8.ValidString(got) || !strings.HasPrefix(reason, got) || len(reason) <= 123 && got != reason {
-			t.Errorf("cut %q to %q", reason, got)
-		}
-		if len(reason) > 123 && len(got) < 120 {
-			t.Errorf("cut %q to no more than %d bytes", reason, len(got))
-		}
-	}
-}
-
 func FuzzDecodeFrame(f *testing.F) {
 	for _, c := range frameMatrix() {
 		if len(c.text) < 4096 {

@@ -69,6 +69,9 @@ func (r *round) visit() {
 	now := time.Now()
 	due := r.spare[:0]
 	r.spare = nil // a visit that is late may meet the next one
+	if late := now.Sub(r.next); late > r.step {
+		r.next = now // one slot; who was not run heard nobody
+	}
 	for r.count > 0 && !r.next.After(now) {
 		due = append(due, r.slots[r.hand]...)
 		r.hand = (r.hand + 1) % roundSlots

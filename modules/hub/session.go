@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coder/websocket"
 	"go.uber.org/zap"
@@ -27,8 +28,9 @@ const (
 	settleGrace = time.Second
 	// flushGrace is how long a close that is late waits for the last errors to be written.
 	flushGrace = 250 * time.Millisecond
-	// slowCloseWait is how long a 4408 waits for the write that is under way.
-	slowCloseWait = time.Second
+	// slowCloseWait is how long a 4408 waits for messages in flight, and then, for
+	// flushGrace, for their errors and the write that is under way.
+	slowCloseWait = 500 * time.Millisecond
 	// keptQueue is how many places of its queue a connection keeps at rest.
 	keptQueue = 4
 )
@@ -100,6 +102,7 @@ type session struct {
 	mu     sync.Mutex
 	phase  phase
 	corked bool // until the upgrade has been answered
+	deaf   bool // no more deliveries are taken, whatever the phase
 	// code and reason are why the service ends the connection; the first one wins.
 	code   app.CloseCode
 	reason string
@@ -244,11 +247,13 @@ func (s *session) awaitRoom() bool {
 	}
 	s.await(time.Time{}, func() bool {
 		dead = s.phase == phaseDead
-		s.held = !s.room()
+		if s.room() && s.held {
+			// It was the service that did not listen: the peer has not been silent.
+			s.wire.touch()
+			s.held = false
+		}
 		return !s.held
 	})
-	// It was the service that did not listen: the peer has not been silent.
-	s.wire.touch()
 	return !dead
 }
 
@@ -285,6 +290,10 @@ func (s *session) readFrame(kind websocket.MessageType, message io.Reader) error
 		return err
 	case err != nil:
 		return err
+	case s.wire.failed:
+		// The connection has ended between two fragments, which the library takes for the
+		// end of the message: it was never finished.
+		return io.ErrUnexpectedEOF
 	}
 	s.framesIn++
 	s.handle(kind, data, time.Now())
@@ -465,7 +474,7 @@ func (s *session) offerUntil(p *parcel, deadline time.Time) offered {
 
 func (s *session) offerLocked(p *parcel) offered {
 	switch {
-	case s.phase >= phaseSealed:
+	case s.phase >= phaseSealed || s.deaf:
 		return offerRefused
 	case s.deliveries >= s.hub.config.SendQueue:
 		return offerFull
@@ -488,9 +497,25 @@ func (s *session) push(item outgoing) {
 
 // dropAll settles what waits to be written as undeliverable, for the reason given.
 func (s *session) dropAll(reason string) {
+	s.drop(reason, func(outgoing) bool { return true })
+}
+
+// dropDeliveries is dropAll for deliveries: errors wait on.
+func (s *session) dropDeliveries(reason string) {
+	s.drop(reason, func(item outgoing) bool { return item.parcel != nil })
+}
+
+func (s *session) drop(reason string, which func(outgoing) bool) {
 	s.mu.Lock()
-	dropped := s.queue[s.head:]
-	s.queue, s.head = nil, 0
+	var kept, dropped []outgoing
+	for _, item := range s.queue[s.head:] {
+		if which(item) {
+			dropped = append(dropped, item)
+		} else {
+			kept = append(kept, item)
+		}
+	}
+	s.queue, s.head = kept, 0
 	s.forget(dropped)
 	s.signal()
 	s.mu.Unlock()
@@ -509,8 +534,8 @@ func (s *session) dropAll(reason string) {
 // listen; else it is pinged. A peer that does not take the ping ends by the deadline of
 // that write. It does not block.
 func (s *session) tick(now time.Time) {
-	if s.wire.silent() && !s.isHeld() {
-		s.drop(app.CloseAbnormal)
+	if !s.isHeld() && s.wire.silent() {
+		s.lose()
 		return
 	}
 	s.mu.Lock()
@@ -547,7 +572,8 @@ func (s *session) note(code app.CloseCode, reason string) {
 
 // close closes the connection in order: every frame that has been read is confirmed or
 // gets its error, what is queued is written, then the close frame goes out. It returns
-// at once and does nothing where the session is closing already.
+// at once and does nothing where the session is closing already. The reason has at most
+// 123 bytes (RFC 6455, section 5.5).
 func (s *session) close(code app.CloseCode, reason string) {
 	s.closeBefore(code, reason, time.Now().Add(s.hub.config.ConfirmTimeout+settleGrace))
 }
@@ -560,7 +586,7 @@ func (s *session) closeBefore(code app.CloseCode, reason string, deadline time.T
 		return
 	}
 	s.phase = phaseClosing
-	s.note(code, cutReason(reason))
+	s.note(code, reason)
 	s.stopTimer()
 	s.signal()
 	go s.shut(deadline)
@@ -593,56 +619,44 @@ func (s *session) shut(deadline time.Time) {
 		s.signal()
 	}
 	able := s.phase == phaseClosed && !s.corked && !s.writing
+	frame, patience := closeFrame(s.code, s.reason), s.hub.config.WriteTimeout
+	if s.code == app.CloseTooSlow {
+		patience = closeWait
+	}
 	s.mu.Unlock()
-	s.handshake(able, s.hub.config.WriteTimeout+closeWait)
+	// The reader hears the answer, or waits for it in vain, and ends the session.
+	if !able || s.writeClose(frame, patience) != nil {
+		s.cut()
+	}
 }
 
-// closeTooSlow closes the connection with 4408. What is queued is given up, and the
-// close frame is sent where the socket takes it. It returns at once.
+// writeClose writes the close frame, unless one has gone out. Where that takes longer
+// than patience the connection is cut.
+func (s *session) writeClose(frame []byte, patience time.Duration) error {
+	// The deadline is not enough: a pong that waits for the socket comes first.
+	guard := time.AfterFunc(patience, s.cut)
+	defer guard.Stop()
+	if err := s.wire.writeClose(frame, time.Now().Add(patience)); err != nil && !errors.Is(err, errCloseSent) {
+		return err
+	}
+	return nil
+}
+
+// closeTooSlow closes the connection with 4408, or goes on with the close that is under
+// way. Deliveries are given up, and no more are taken; errors and the close frame are
+// sent where the socket takes them. It returns at once.
 func (s *session) closeTooSlow() {
 	s.mu.Lock()
-	if s.phase >= phaseClosed {
-		s.mu.Unlock()
-		return
-	}
-	s.phase = phaseClosed
-	s.note(app.CloseTooSlow, closeReason(app.CloseTooSlow))
-	s.stopTimer()
-	s.signal()
-	go s.shutSlow()
+	s.deaf = true
 	s.mu.Unlock()
-	s.dropAll(dropSlowConsumer)
+	s.dropDeliveries(dropSlowConsumer)
+	s.closeBefore(app.CloseTooSlow, closeReason(app.CloseTooSlow), time.Now().Add(slowCloseWait))
 }
 
-// shutSlow is the closer goroutine of a 4408.
-func (s *session) shutSlow() {
-	able := s.await(time.Now().Add(slowCloseWait), func() bool {
-		return s.phase == phaseDead || !s.corked && !s.writing
-	})
+// lose ends a connection whose peer is gone.
+func (s *session) lose() {
 	s.mu.Lock()
-	able = able && s.phase != phaseDead
-	s.mu.Unlock()
-	s.handshake(able, closeWait)
-}
-
-// handshake sends the close frame where that can be done, gives the peer closeWait to
-// answer, and cuts the connection, all within limit.
-func (s *session) handshake(able bool, limit time.Duration) {
-	if able {
-		s.mu.Lock()
-		code, reason := s.code, s.reason
-		s.mu.Unlock()
-		guard := time.AfterFunc(limit, s.cut)
-		_ = s.ws.Close(websocket.StatusCode(code), reason)
-		guard.Stop()
-	}
-	s.cut()
-}
-
-// drop ends the connection at once, without a close frame.
-func (s *session) drop(code app.CloseCode) {
-	s.mu.Lock()
-	s.note(code, "")
+	s.note(app.CloseAbnormal, "")
 	s.cutLocked()
 	s.mu.Unlock()
 }
@@ -678,11 +692,10 @@ const (
 
 // finish ends the session, once: the reader calls it last. err is what ended reading.
 func (s *session) finish(err error) {
-	code, by := s.verdict(err)
 	s.hub.round.remove(s)
+	code, by := s.end(err)
 	s.cut()
-	// The library's own close returns soon, now that its socket is gone.
-	_ = s.ws.CloseNow()
+	_ = s.ws.CloseNow() // the library lets go of what it has
 	s.await(time.Time{}, func() bool { return !s.writing })
 	reason := dropConnectionClosed
 	if code == app.CloseTooSlow {
@@ -713,32 +726,62 @@ func (s *session) finish(err error) {
 	h.unregister(s)
 }
 
-// verdict says which close code the connection ended with, and who ended it.
-func (s *session) verdict(err error) (app.CloseCode, string) {
+// end does what is left to do for the client, and says which close code the connection
+// ended with, and who ended it. err is what ended reading.
+func (s *session) end(err error) (app.CloseCode, string) {
 	s.mu.Lock()
-	code, dead := s.code, s.phase == phaseDead
+	dead := s.phase == phaseDead
 	s.mu.Unlock()
 	var received websocket.CloseError
+	closed := errors.As(err, &received)
+	switch {
+	case dead:
+	case closed:
+		s.answerClose(received)
+	case err != nil && !s.wire.failed && !s.wire.stalled.Load():
+		// Reading failed though the socket did not: the peer broke the protocol. What it
+		// sent before is dealt with all the same; what else it sends means nothing.
+		s.close(app.CloseCode(websocket.StatusProtocolError), "protocol error")
+		s.wire.discard()
+	}
+	s.mu.Lock()
+	code := s.code
+	s.mu.Unlock()
 	switch {
 	case code == app.CloseAbnormal:
 		return code, byNetwork
 	case code != 0:
 		return code, byServer
-	case errors.As(err, &received):
+	case closed:
 		return app.CloseCode(received.Code), byClient
 	case s.wire.stalled.Load():
 		return app.CloseTooSlow, byServer
-	case err != nil && !dead && !s.wire.failed:
-		// Reading failed though the socket did not: the peer broke the protocol. The
-		// library has answered most of that with 1002; a second close frame is not sent.
-		s.mu.Lock()
-		s.phase = phaseClosed
-		s.note(app.CloseCode(websocket.StatusProtocolError), "protocol error")
-		s.mu.Unlock()
-		guard := time.AfterFunc(s.hub.config.WriteTimeout+closeWait, s.cut)
-		_ = s.ws.Close(websocket.StatusProtocolError, "protocol error")
-		guard.Stop()
-		return app.CloseCode(websocket.StatusProtocolError), byServer
 	}
 	return app.CloseAbnormal, byNetwork
+}
+
+// answerClose answers the client's close frame with its code (RFC 6455, section 5.5.1).
+// The errors that wait go out before, as far as the socket takes them soon; and the
+// connection's place is free before the client can know that it has ended.
+func (s *session) answerClose(received websocket.CloseError) {
+	s.member.remove(s)
+	s.admission.Release()
+	s.mu.Lock()
+	s.deaf = true
+	s.mu.Unlock()
+	s.dropDeliveries(dropConnectionClosed)
+	s.await(time.Now().Add(flushGrace), func() bool {
+		if !s.writing && s.head == len(s.queue) {
+			s.phase = max(s.phase, phaseClosed)
+		}
+		return s.phase >= phaseClosed
+	})
+	s.mu.Lock()
+	s.phase = max(s.phase, phaseClosed)
+	s.mu.Unlock()
+	reason := received.Reason
+	if !utf8.ValidString(reason) {
+		reason = "" // an answer must not be malformed as well
+	}
+	_ = s.writeClose(closeFrame(app.CloseCode(received.Code), reason), closeWait)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -120,11 +121,12 @@ func (h *Hub) turnAway(w http.ResponseWriter, r *http.Request, code app.CloseCod
 		h.log.Debug("upgrade not answered", zap.Error(err))
 		return
 	}
-	// A socket this new has room for a close frame; the timer is for one that has not.
-	guard := time.AfterFunc(closeWait, wire.cut)
-	defer guard.Stop()
-	_ = ws.Close(websocket.StatusCode(code), closeReason(code))
+	// A socket this new has room for a close frame.
+	if err := wire.writeClose(closeFrame(code, closeReason(code)), time.Now().Add(closeWait)); err == nil {
+		awaitClose(ws)
+	}
 	wire.cut()
+	_ = ws.CloseNow()
 	h.meters.closed(code)
 	h.log.Info("connection turned away",
 		zap.String("request_id", requestID),
@@ -132,6 +134,17 @@ func (h *Hub) turnAway(w http.ResponseWriter, r *http.Request, code app.CloseCod
 		zap.Duration("duration", time.Since(began)),
 		zap.String("code", h.meters.closeLabel(code)),
 	)
+}
+
+// awaitClose reads until the peer has answered a close frame, or reading fails.
+func awaitClose(ws *websocket.Conn) {
+	for {
+		_, message, err := ws.Reader(context.Background())
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, message)
+	}
 }
 
 // handshakeFault is an upgrade that is none, and how it is answered.

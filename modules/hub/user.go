@@ -90,11 +90,13 @@ func (h *Hub) join(ctx context.Context, s *session) error {
 		m.remove(s)
 		<-m.turn
 		h.exit(m)
+		s.cut()
 		s.dropAll(dropConnectionClosed)
 		return err
 	}
 	<-m.turn
 	if err := ctx.Err(); err != nil {
+		s.cut() // first: nothing more is taken
 		s.dropAll(dropConnectionClosed)
 		h.leave(s)
 		return fmt.Errorf("%w: the client has left: %w", app.ErrBrokerUnavailable, err)

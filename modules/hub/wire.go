@@ -2,8 +2,10 @@ package hub
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/aleksandrshaulskyi/chat-transportation/app"
 )
 
 const (
@@ -18,7 +22,8 @@ const (
 	// have 4 KB, which is most of what an idle connection would cost.
 	readBufferSize = 512
 	// controlBufferSize is what the WebSocket library gathers a frame in, and it only
-	// writes control frames (RFC 6455, section 5.5): each leaves it in one write.
+	// writes control frames (RFC 6455, section 5.5): each leaves it in one write. It is
+	// the length of the longest.
 	controlBufferSize = 2 + 125
 	// maxOwed is how many bytes of pings and pongs may wait for a socket. A service need
 	// not answer each ping of many (RFC 6455, section 5.5.3).
@@ -44,9 +49,10 @@ var errCloseSent = errors.New("the close frame has been sent")
 var errWouldBlock = errors.New("the socket takes no more at the moment")
 
 // wire is the connection under a WebSocket. The WebSocket library reads from it, and
-// writes its control frames to it like to any other connection; the session writes its
-// messages past the library, as whole frames. The wire keeps the two apart, bounds each
-// write, notices what passes, and can be cut at any time, whoever is doing what.
+// writes its pongs to it like to any other connection; the session writes its messages
+// and close frames past the library, as whole frames. The wire keeps the two apart,
+// bounds each write, notices what passes, and can be cut at any time, whoever is doing
+// what.
 //
 // Nothing but a frame that has begun holds a frame up: pings and pongs that meet one are
 // owed, and whoever has written it writes them next.
@@ -67,8 +73,8 @@ type wire struct {
 	bytesIn, bytesOut atomic.Int64
 	// stalled: a write could not be finished since the peer does not read.
 	stalled atomic.Bool
-	// cutting: the session has given the connection up.
-	cutting atomic.Bool
+	// ending: the library has come to a close frame, and will close the connection.
+	ending atomic.Bool
 
 	mu sync.Mutex
 	// busy says that somebody writes a frame; it goes from one goroutine to the next
@@ -119,25 +125,42 @@ func (w *wire) touch() { w.heard.Store(int64(time.Since(w.began))) }
 // silent reports whether nothing has come since the last ping was written.
 func (w *wire) silent() bool { return w.heard.Load() < w.pinged.Load() }
 
-// Write implements net.Conn for the library: p is a whole control frame. A close frame
-// has been written when it returns, since the library closes the connection after that;
-// any other does not wait.
+// Write implements net.Conn for the library: p is a whole control frame. It does not
+// wait. A pong is owed. A close frame, which answers the client's or a client that breaks
+// the protocol, is not written: the session does that, which knows what must go before.
 func (w *wire) Write(p []byte) (int, error) {
-	if p[0]&0x0f != opcodeClose {
+	if p[0]&0x0f == opcodeClose {
+		w.ending.Store(true)
+	} else {
 		w.owe(p, false)
-		return len(p), nil
 	}
+	return len(p), nil
+}
+
+// writeClose writes a close frame before the deadline, unless one has gone out, which it
+// returns errCloseSent for. From then on the peer has closeWait to answer, whatever else
+// it sends: then reading fails.
+func (w *wire) writeClose(frame []byte, deadline time.Time) error {
 	w.take()
 	defer w.release()
-	err := w.writeWithin(p, time.Now().Add(w.writeTimeout))
-	if err != nil {
-		return 0, err
+	if w.closeSent {
+		return errCloseSent
+	}
+	if err := w.writeWithin(frame, deadline); err != nil {
+		return err
 	}
 	w.closeSent = true
-	// The library waits five seconds for the answer, and a peer that keeps sending could
-	// hold it even longer.
-	_ = w.SetReadDeadline(time.Now().Add(closeWait))
-	return len(p), nil
+	return w.SetReadDeadline(time.Now().Add(closeWait))
+}
+
+// closeFrame returns a close frame (RFC 6455, section 5.5.1). The reason has at
+// most 123 bytes. CloseNoStatus is the code of a frame without one.
+func closeFrame(code app.CloseCode, reason string) []byte {
+	if code == app.CloseNoStatus {
+		return []byte{finalBit | opcodeClose, 0}
+	}
+	frame := append(make([]byte, 0, controlBufferSize), finalBit|opcodeClose, byte(2+len(reason)))
+	return append(binary.BigEndian.AppendUint16(frame, uint16(code)), reason...)
 }
 
 var pingFrame = []byte{finalBit | opcodePing, 0}
@@ -250,22 +273,20 @@ func (w *wire) writeNow(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements net.Conn. The library closes the connection by itself where a close
-// frame can't be written within five seconds: a stall like any other.
+// Close implements net.Conn for the library, which closes the connection after a close
+// frame: it stays open until the session has written its own and cuts it.
 func (w *wire) Close() error {
-	w.mu.Lock()
-	if w.busy && !w.cutting.Load() {
-		w.stalled.Store(true)
+	if w.ending.Load() {
+		return nil
 	}
-	w.mu.Unlock()
 	return w.Conn.Close()
 }
 
 // cut ends the connection at once and whatever waits for it. It may be called often.
-func (w *wire) cut() {
-	w.cutting.Store(true)
-	_ = w.Conn.Close()
-}
+func (w *wire) cut() { _ = w.Conn.Close() }
+
+// discard reads and forgets what comes until reading fails.
+func (w *wire) discard() { _, _ = io.Copy(io.Discard, struct{ io.Reader }{w}) }
 
 // upgradeWriter is a ResponseWriter that hands out a wire when it is hijacked.
 type upgradeWriter struct {

@@ -177,9 +177,13 @@ func (s *session) startWriter() {
 // who has claimed that. Where it must not wait and the socket takes no more, it leaves
 // the rest to a goroutine.
 func (s *session) write(b *batch, wait bool) {
-	for {
+	for first := true; ; first = false {
 		if b == nil {
 			if b = s.load(); b == nil {
+				return
+			}
+			if !wait && !first {
+				go s.write(b, true)
 				return
 			}
 		}
@@ -252,6 +256,7 @@ func (s *session) account(b *batch, err error) *batch {
 		}
 	}
 	if out+len(given) < len(b.items) {
+		b.release(s.wire)
 		return b
 	}
 	b.release(s.wire)

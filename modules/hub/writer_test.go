@@ -133,14 +133,24 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			if _, err := w.Write([]byte{finalBit | opcodeClose, 2, 3, 232}); err != nil {
+			// The library's own close frames are not written, and end nothing.
+			if _, err := w.Write([]byte{finalBit | opcodeClose, 2, 3, 234}); err != nil {
 				t.Error(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := w.writeClose(closeFrame(1000, ""), time.Now().Add(time.Second)); err != nil {
+				t.Error(err)
+			}
+			if err := w.writeClose(closeFrame(1001, "late"), time.Now().Add(time.Second)); !errors.Is(err, errCloseSent) {
+				t.Errorf("a second close frame: %v", err)
 			}
 		}()
 		buffer := make([]byte, 100)
 		n, err := far.Read(buffer)
-		if err != nil || n != 4 {
-			t.Fatalf("%d bytes, %v", n, err)
+		if err != nil || string(buffer[:n]) != "\x88\x02\x03\xe8" {
+			t.Fatalf("%q, %v", buffer[:n], err)
 		}
 		<-done
 		w.ping()
