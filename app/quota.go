@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// maxQuotaKeys bounds what a Quota remembers. Past it the oldest knowledge is given
+// maxQuotaKeys bounds what a Quota remembers. Past it some of its knowledge is given
 // up: a client may then do a little more, which beats running out of memory.
 const maxQuotaKeys = 1 << 20
 

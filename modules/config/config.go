@@ -153,6 +153,10 @@ func (v *validator) config(env environment) Config {
 	origins := v.origins(env.CORSOrigins)
 	rootPath := v.rootPath(env.RootPath)
 	collector, instance := v.collector(env), instanceID(env.HTTPAddr)
+	shared := 0
+	if env.QueueScope == string(rabbit.ScopeInstance) && !demo {
+		shared = env.InstancePrefetch
+	}
 	cfg := Config{
 		Demo: demo,
 		Auth: authpass.Config{
@@ -181,7 +185,8 @@ func (v *validator) config(env environment) Config {
 			MessagesBurst:         env.MessagesBurst,
 			ConfirmTimeout:        env.ConfirmTimeout,
 			AllowedOrigins:        origins,
-			CloseWhenFull:         env.QueueScope == string(rabbit.ScopeInstance) && !demo,
+			CloseWhenFull:         shared > 0,
+			SharedPrefetch:        shared,
 			DrainWindow:           shutdown.Window,
 			DrainTimeout:          shutdown.Drain,
 		},

@@ -9,8 +9,8 @@ type Shutdown struct {
 	Total time.Duration
 	// Drain is for the connections: confirms, deliveries, close frames.
 	Drain time.Duration
-	// Window is the part of Drain over which the closes are spread: what was asked
-	// for, but never more than half, since the last to be closed needs time as well.
+	// Window is the part of Drain over which the closes are spread: what was asked for,
+	// but never more than half of it, since the last to be closed needs time as well.
 	Window time.Duration
 	// Listener is for HTTP requests that are being answered.
 	Listener time.Duration
@@ -30,11 +30,11 @@ func (v *validator) shutdown(env environment) Shutdown {
 	total := env.ShutdownTimeout
 	s := Shutdown{
 		Total:     total,
-		Drain:     total * 60 / 100,
-		Window:    min(env.DrainWindow, total*30/100),
-		Listener:  total * 10 / 100,
-		Broker:    total * 10 / 100,
-		Telemetry: total * 3 / 100,
+		Drain:     total * 74 / 100,
+		Window:    min(env.DrainWindow, total*37/100),
+		Listener:  total * 5 / 100,
+		Broker:    total * 7 / 100,
+		Telemetry: total * 2 / 100,
 	}
 	var sum time.Duration
 	for _, part := range s.parts() {

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,7 +60,7 @@ func BenchmarkOffer(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		acks <- struct{}{}
-		p := &parcel{delivery: app.Delivery{Acks: acks}}
+		p := &parcel{delivery: app.Delivery{Acks: acks}, unsettled: new(atomic.Int64)}
 		if s.offer(p) != offerTaken {
 			b.Fatal("not taken")
 		}

@@ -42,7 +42,7 @@ func (d *Drain) Stop(ctx context.Context) error {
 	cutting, stop := context.WithDeadline(ctx, started.Add(budget-budget/10))
 	defer stop()
 	// A close handshake needs its time after the close frame has gone out.
-	lastClose := started.Add(budget - budget/10 - min(closeWait, budget/4))
+	lastClose := started.Add(budget - budget/10 - min(closeWait, budget/8))
 
 	sessions, gone := h.startDrain()
 	rand.Shuffle(len(sessions), func(i, j int) { sessions[i], sessions[j] = sessions[j], sessions[i] })
@@ -54,7 +54,7 @@ func (d *Drain) Stop(ctx context.Context) error {
 			break
 		}
 		closing.Go(func() {
-			h.retire(s, time.Now().Add(min(retireTimeout, budget/8)))
+			h.retire(s, min(retireTimeout, budget/8), lastClose)
 			deadline := time.Now().Add(h.config.ConfirmTimeout + settleGrace)
 			if deadline.After(lastClose) {
 				deadline = lastClose
@@ -66,7 +66,7 @@ func (d *Drain) Stop(ctx context.Context) error {
 	case <-gone:
 	case <-cutting.Done():
 	}
-	closing.Wait() // which does not outlast the retirement of an inbox
+	closing.Wait() // which does not outlast lastClose
 	left := h.list()
 	for _, s := range left {
 		s.cut()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,7 +208,7 @@ func TestFailedJoinSettlesWhatItTook(t *testing.T) {
 			t.Fatal("a client that has left has joined")
 		}
 		// A delivery that was on its way to the session meanwhile:
-		p := &parcel{delivery: app.Delivery{Body: []byte(`1`), Acks: new(settlement)}}
+		p := &parcel{delivery: app.Delivery{Body: []byte(`1`), Acks: new(settlement)}, unsettled: new(atomic.Int64)}
 		if got := s.offer(p); got != offerRefused {
 			t.Errorf("a session that is nobody's takes a delivery: %d", got)
 		}
@@ -237,7 +238,7 @@ func TestDeliveryIsBroughtInBoundedTime(t *testing.T) {
 		s.handle(websocket.MessageText, []byte("x"), time.Now())
 	}}
 	s.wire.raw = socket
-	p := &parcel{delivery: app.Delivery{Body: []byte(`"hi"`), Acks: new(settlement)}}
+	p := &parcel{delivery: app.Delivery{Body: []byte(`"hi"`), Acks: new(settlement)}, unsettled: new(atomic.Int64)}
 	p.pending.Store(1)
 	s.offer(p)
 	s.await(time.Time{}, func() bool { return !s.writing })

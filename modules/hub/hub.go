@@ -3,6 +3,7 @@ package hub
 import (
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -41,6 +42,11 @@ type Config struct {
 	// CloseWhenFull is for users who share a queue: a delivery that finds a send queue
 	// full closes that connection at once, and nothing ever waits for room.
 	CloseWhenFull bool
+	// SharedPrefetch is how many deliveries the broker hands out unsettled for all users
+	// together, where they share a queue; 0 where they don't. When three quarters of it
+	// wait for sockets, the connections for which most wait are closed, one after the
+	// other, before everybody would have to wait for them.
+	SharedPrefetch int
 	// DrainWindow is the time over which a shutdown spreads its closes.
 	DrainWindow time.Duration
 	// DrainTimeout bounds Drain.Stop, the window included.
@@ -67,6 +73,9 @@ type Hub struct {
 
 	// dropLog keeps a backend that publishes rubbish from filling the log.
 	dropLog rate.Sometimes
+
+	// unsettled counts the deliveries that wait for a connection.
+	unsettled atomic.Int64
 
 	mu       sync.Mutex
 	users    map[domain.UserID]*member

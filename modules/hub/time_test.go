@@ -412,6 +412,42 @@ func TestFullQueueClosesAtOnceWhereUsersShareOne(t *testing.T) {
 	})
 }
 
+// Many users who are each a little slow must not use up what all share.
+func TestManySlowClientsHoldUpNobody(t *testing.T) {
+	const slow, prefetch = 12, 40
+	inBubble(t, func(h *house) {
+		h.config.SendQueue, h.config.CloseWhenFull, h.config.SharedPrefetch = 64, true, prefetch
+	}, func(t *testing.T, h *house) {
+		healthy := h.open(100)
+		for user := range slow {
+			h.open(int64(user + 1))
+		}
+		var settled []*settlement
+		for n := range 10 * slow {
+			s, ok := h.inboxes.publish(userID(t, int64(n%slow+1)), "", fmt.Sprint(n))
+			if !ok {
+				break // its connection is closed
+			}
+			settled = append(settled, s)
+			synctest.Wait()
+			waiting := 0
+			for _, s := range settled {
+				if acks, _ := s.count(); acks == 0 {
+					waiting++
+				}
+			}
+			if waiting >= prefetch {
+				t.Fatalf("%d deliveries wait, and nobody else gets any", waiting)
+			}
+			h.inboxes.publish(userID(t, 100), "", fmt.Sprint(n))
+			healthy.expect(fmt.Sprint(n))
+		}
+		if closed := h.gauge("websocket_deliveries_dropped_total", dropSlowConsumer); closed == 0 {
+			t.Error("no delivery of a slow connection was given up")
+		}
+	})
+}
+
 func TestTooSlowGetsItsCloseFrameWhereItCan(t *testing.T) {
 	inBubble(t, func(h *house) { h.config.SendQueue, h.config.CloseWhenFull = 1, true }, func(t *testing.T, h *house) {
 		c := h.open(1)
@@ -514,6 +550,34 @@ func TestDrainRemovesInboxesFirst(t *testing.T) {
 		}
 		h.awaitCount(0, "websocket_deliveries_dropped_total", dropConnectionClosed)
 		h.awaitCount(0, "websocket_deliveries_dropped_total", dropNoConnection)
+	})
+}
+
+// An inbox may take its time as long as what the broker has handed over is written.
+func TestDrainWaitsForWhatWasTaken(t *testing.T) {
+	const count = 20
+	inBubble(t, func(h *house) {
+		h.config.DrainTimeout = 20 * time.Second
+		h.inboxes.closing = func(user domain.UserID) {
+			for n := range count { // 6 s, with a reader that takes its time
+				<-time.After(300 * time.Millisecond)
+				h.inboxes.publish(user, "", fmt.Sprint(n))
+			}
+		}
+	}, func(t *testing.T, h *house) {
+		c := h.open(1)
+		c.patience = time.Minute
+		got := make(chan int, 1)
+		go func() {
+			_, texts := c.untilClose(1012)
+			got <- len(texts)
+		}()
+		if err := NewDrain(h.hub).Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if n := <-got; n != count {
+			t.Errorf("%d of %d deliveries came before the close", n, count)
+		}
 	})
 }
 

@@ -20,7 +20,8 @@ const (
 	joinTimeout = 5 * time.Second
 	// leaveTimeout bounds the removal of a user's inbox; it goes on in the background.
 	leaveTimeout = 5 * time.Second
-	// retireTimeout bounds it where a drain waits for it with the close frame.
+	// retireTimeout bounds it where a drain waits for it with the close frame and nothing
+	// that the broker has handed over is being written.
 	retireTimeout = time.Second
 )
 
@@ -38,6 +39,9 @@ type member struct {
 	// channel so that waiting for it can be given up.
 	turn  chan struct{}
 	inbox app.Inbox // guarded by turn
+
+	// received counts the deliveries that have been dealt with.
+	received atomic.Int64
 
 	mu       sync.Mutex
 	sessions []*session
@@ -135,8 +139,9 @@ func (h *Hub) leave(s *session) {
 
 // retire is for a session that a drain is about to close: where all of its user's other
 // connections are about to be closed too, the inbox goes first, so that nothing is taken
-// from the broker for a connection that is past its close frame.
-func (h *Hub) retire(s *session, deadline time.Time) {
+// from the broker for a connection that is past its close frame. It returns when the
+// inbox is gone, at the deadline, or when for the time of patience nothing has come of it.
+func (h *Hub) retire(s *session, patience time.Duration, deadline time.Time) {
 	h.mu.Lock()
 	m := h.users[s.user] // the session itself may be joining just now
 	h.mu.Unlock()
@@ -151,11 +156,17 @@ func (h *Hub) retire(s *session, deadline time.Time) {
 		m.closeInbox(deadline)
 		<-m.turn
 	}()
-	timer := time.NewTimer(time.Until(deadline))
-	defer timer.Stop()
-	select {
-	case <-retired:
-	case <-timer.C:
+	for received, more := m.received.Load(), true; more; {
+		timer := time.NewTimer(min(patience, time.Until(deadline)))
+		select {
+		case <-retired:
+			more = false
+		case <-timer.C:
+			last := received
+			received = m.received.Load()
+			more = received > last && time.Now().Before(deadline)
+		}
+		timer.Stop()
 	}
 }
 
@@ -219,6 +230,7 @@ func (m *member) snapshot(dst []*session) []*session {
 // delivery after the other.
 func (m *member) receive(d app.Delivery) {
 	err := app.Deliver{}.Receive(m, d)
+	m.received.Add(1)
 	if err == nil {
 		return
 	}
@@ -234,13 +246,15 @@ func (m *member) receive(d app.Delivery) {
 
 // parcel is a delivery on its way to the connections of one user.
 type parcel struct {
-	delivery app.Delivery
-	pending  atomic.Int32
+	delivery  app.Delivery
+	unsettled *atomic.Int64 // Hub.unsettled
+	pending   atomic.Int32
 }
 
 // done says that one connection has the delivery, or can't have it. The last one acks.
 func (p *parcel) done() {
 	if p.pending.Add(-1) == 0 {
+		p.unsettled.Add(-1)
 		p.delivery.Ack()
 	}
 }
@@ -250,7 +264,8 @@ func (p *parcel) done() {
 func (m *member) Deliver(d app.Delivery) {
 	var space [8]*session // on the stack for nearly every user
 	sessions := m.snapshot(space[:0])
-	p := &parcel{delivery: d}
+	p := &parcel{delivery: d, unsettled: &m.hub.unsettled}
+	m.hub.unsettled.Add(1)
 	p.pending.Store(1) // until it has been offered to all
 	defer p.done()
 	if len(sessions) == 0 {
@@ -271,6 +286,12 @@ func (m *member) Deliver(d app.Delivery) {
 			}
 		}
 	}
+	if shared := int64(m.hub.config.SharedPrefetch); shared > 0 && m.hub.unsettled.Load() > shared*3/4 {
+		m.hub.relieve()
+	}
+	if len(full) == 0 {
+		return
+	}
 	deadline := time.Now().Add(m.hub.config.WriteTimeout)
 	for _, s := range full {
 		switch s.offerUntil(p, deadline) {
@@ -280,6 +301,22 @@ func (m *member) Deliver(d app.Delivery) {
 			m.hub.meters.dropped[dropSlowConsumer].Inc()
 			s.closeTooSlow()
 		}
+	}
+}
+
+// relieve closes the connection for which most deliveries wait. It does not block.
+func (h *Hub) relieve() {
+	var slowest *session
+	most := 1 // a connection that lacks one delivery only is not the slow one
+	for _, s := range h.list() {
+		s.mu.Lock()
+		if waiting := s.deliveries; waiting > most && !s.deaf && s.phase < phaseSealed {
+			slowest, most = s, waiting
+		}
+		s.mu.Unlock()
+	}
+	if slowest != nil {
+		slowest.closeTooSlow()
 	}
 }
 

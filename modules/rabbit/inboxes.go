@@ -62,14 +62,14 @@ type consumeEpoch struct {
 	session *session
 	layout  layout
 	live    int // open inboxes that receive through it; guarded by Inboxes.mu
-	// asked is when the broker was asked by watchExchange, Unix time in nanoseconds; 0
-	// once there is an answer.
+	// asked is when the broker was asked by watchExchange, as clock has it; 0 once there
+	// is an answer.
 	asked atomic.Int64
 }
 
 // ask calls a method that the broker answers, and has silent know.
 func (e *consumeEpoch) ask(question func() error) error {
-	e.asked.Store(time.Now().UnixNano())
+	e.asked.Store(clock())
 	defer e.asked.Store(0)
 	return question()
 }
@@ -77,7 +77,7 @@ func (e *consumeEpoch) ask(question func() error) error {
 // silent returns for how long the broker has owed an answer.
 func (e *consumeEpoch) silent() time.Duration {
 	if asked := e.asked.Load(); asked != 0 {
-		return time.Since(time.Unix(0, asked))
+		return time.Since(moment(asked))
 	}
 	return 0
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -17,6 +18,11 @@ type instanceQueue struct {
 	name     string
 	consumer *consumerChannel
 	running  sync.WaitGroup // the consumer channel's goroutine and the one that hands out
+
+	// fences are for who wants to know that all has been handed out that the broker had
+	// handed over by now; each is closed then. ended is closed when nothing more will be.
+	fences chan chan struct{}
+	ended  chan struct{}
 
 	mu    sync.RWMutex
 	users map[string]*bound // by routing key
@@ -39,6 +45,8 @@ func (x *Inboxes) newInstanceQueue(s *session) (*instanceQueue, error) {
 		pool:    newLanePool(s, x.config.WebsocketsExchange),
 		name:    "websocket.instance." + x.instance + "." + strconv.FormatUint(x.sequence.Add(1), 10),
 		users:   make(map[string]*bound),
+		fences:  make(chan chan struct{}),
+		ended:   make(chan struct{}),
 	}
 	consumer, err := openConsumerChannel(s, x.config.InstancePrefetch)
 	if err != nil {
@@ -67,12 +75,83 @@ func (x *Inboxes) newInstanceQueue(s *session) (*instanceQueue, error) {
 		q.running.Wait()
 		return nil, err
 	}
-	q.running.Go(func() {
-		for d := range deliveries {
-			q.dispatch(&d)
-		}
-	})
+	q.running.Go(func() { q.handOut(deliveries) })
 	return q, nil
+}
+
+// fenceQuiet is for how long nothing must have come for a fence to believe that the
+// library has passed on what the broker had handed over. The library holds messages in a
+// buffer of its own, and nobody can look into it; from there they take microseconds.
+const fenceQuiet = 2 * time.Millisecond
+
+// handOut dispatches the deliveries, one after the other, until there are no more.
+func (q *instanceQueue) handOut(deliveries <-chan amqp.Delivery) {
+	defer close(q.ended)
+	for {
+		select {
+		case d, open := <-deliveries:
+			if !open {
+				return
+			}
+			q.dispatch(&d)
+		case fence := <-q.fences:
+			fences := []chan struct{}{fence}
+			for more := true; more; {
+				select {
+				case fence = <-q.fences:
+					fences = append(fences, fence)
+				default:
+					more = false
+				}
+			}
+			for _, d := range q.gather(deliveries) {
+				q.dispatch(&d)
+			}
+			for _, fence := range fences {
+				close(fence)
+			}
+		}
+	}
+}
+
+// gather takes what the library holds, which the prefetch bounds.
+func (q *instanceQueue) gather(deliveries <-chan amqp.Delivery) (held []amqp.Delivery) {
+	quiet := time.NewTimer(fenceQuiet)
+	defer quiet.Stop()
+	for len(held) < q.owner.config.InstancePrefetch {
+		var (
+			d    amqp.Delivery
+			open bool
+		)
+		select {
+		case d, open = <-deliveries:
+		case <-quiet.C:
+			select { // both may have been there
+			case d, open = <-deliveries:
+			default:
+			}
+		}
+		if !open {
+			return held
+		}
+		held = append(held, d)
+		quiet.Reset(fenceQuiet)
+	}
+	return held
+}
+
+// fence returns when all that the broker has handed over has been handed out.
+func (q *instanceQueue) fence() {
+	fence := make(chan struct{})
+	select {
+	case q.fences <- fence:
+	case <-q.ended:
+		return
+	}
+	select {
+	case <-fence:
+	case <-q.ended:
+	}
 }
 
 // dispatch hands a delivery to the inbox of the user whose key it came under.
@@ -168,6 +247,7 @@ func (q *instanceQueue) detach(b *inbox, _ *seat) {
 		// A binding that stays would take messages for nobody: begin anew without it.
 		q.session.end(err)
 	}
+	q.fence() // what came under the binding is still the inbox's
 	q.set(u, nil)
 }
 

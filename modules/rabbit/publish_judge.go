@@ -181,6 +181,7 @@ func (j *judge) collect(all bool) {
 	}
 	for _, item := range confirmed {
 		<-j.window
+		j.letGo(item)
 		j.decide(item)
 	}
 }
@@ -189,7 +190,7 @@ func (j *judge) collect(all bool) {
 func (j *judge) decide(item *outgoing) {
 	switch {
 	case item.confirmation.Acked():
-		j.confirmed.Store(time.Now().UnixNano())
+		j.confirmed.Store(clock())
 		if item.returned {
 			item.settle(resultReturned, app.ErrUnroutable)
 		} else {
@@ -239,6 +240,7 @@ func (j *judge) expire(item *outgoing) {
 func (j *judge) giveUp() {
 	for _, item := range j.flight {
 		<-j.window
+		j.letGo(item)
 		item.settle(resultLost, fmt.Errorf("%w: the connection was lost", app.ErrBrokerUnavailable))
 	}
 	j.flight = nil

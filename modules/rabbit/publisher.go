@@ -20,6 +20,10 @@ import (
 const (
 	// publishQueue is how many messages wait for the writer before Publish refuses.
 	publishQueue = 8192
+	// publishBytes is how many bytes of messages are held until the broker has confirmed
+	// them or the connection is lost, before Publish refuses: each message may be as long
+	// as WS_MAX_MESSAGE_BYTES.
+	publishBytes = 64 << 20
 	// publishWindow is how many messages the broker may owe a confirm for.
 	publishWindow = 4096
 	// maxShortString is the greatest length of a message_id, in bytes (AMQP 0-9-1,
@@ -64,6 +68,7 @@ type Publisher struct {
 	current  atomic.Pointer[publishEpoch] // nil while there is no connection
 	stopping atomic.Bool
 	pending  atomic.Int64  // messages that Publish took and that are not settled
+	held     atomic.Int64  // bytes of messages that an epoch holds
 	settled  chan struct{} // holds a token after a settlement while stopping
 
 	instance string // random, the end of the probes' routing key
@@ -219,7 +224,7 @@ func (p *Publisher) Check(ctx context.Context) error {
 	if epoch.blocked.Load() {
 		return app.ErrBrokerBlocked
 	}
-	if time.Since(time.Unix(0, epoch.confirmed.Load())) < probeEvery {
+	if confirmed := epoch.confirmed.Load(); confirmed > 0 && time.Since(moment(confirmed)) < probeEvery {
 		return nil
 	}
 	asked := p.ask(epoch)
@@ -329,7 +334,7 @@ type publishEpoch struct {
 	refusal chan *amqp.Error
 
 	blocked   atomic.Bool
-	confirmed atomic.Int64 // when the last confirm came, Unix time in nanoseconds
+	confirmed atomic.Int64 // when the last confirm came, as clock has it; 0: none yet
 
 	mu   sync.RWMutex  // orders enqueue before the end of the epoch
 	over chan struct{} // closed at the end of the epoch
@@ -449,13 +454,24 @@ func (e *publishEpoch) enqueue(item *outgoing) error {
 		}
 	})
 	item.timer.Reset(time.Until(item.deadline))
+	if e.publisher.held.Add(item.size()) > publishBytes {
+		e.letGo(item)
+		return app.ErrBrokerBusy
+	}
 	select {
 	case e.queue <- item:
 		return nil
 	default:
+		e.letGo(item)
 		return app.ErrBrokerBusy
 	}
 }
+
+// letGo gives back what an item holds of publishBytes; the epoch forgets it then.
+func (e *publishEpoch) letGo(item *outgoing) { e.publisher.held.Add(-item.size()) }
+
+// size returns the bytes that the item holds.
+func (o *outgoing) size() int64 { return int64(len(o.publishing.Body)) }
 
 // close ends the epoch: what is queued and in flight is failed, nothing more is taken.
 func (e *publishEpoch) close() {
@@ -480,6 +496,8 @@ func (e *publishEpoch) write() {
 	for item := range e.queue {
 		if e.admit(item) {
 			e.publish(item)
+		} else {
+			e.letGo(item)
 		}
 	}
 }
@@ -526,10 +544,12 @@ func (e *publishEpoch) publish(item *outgoing) {
 	confirmation, err := channel.PublishWithDeferredConfirm(exchange, key, item.mandatory, false, item.publishing)
 	if err != nil && channel == e.probing && !e.channel.IsClosed() {
 		<-e.window
+		e.letGo(item)
 		item.settle("", errProbeRefused)
 		return
 	}
 	if err != nil {
+		e.letGo(item)
 		item.settle(resultLost, fmt.Errorf("%w: publish: %w", app.ErrBrokerUnavailable, err))
 		e.session.end(fmt.Errorf("publish: %w", err))
 		return

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxtest"
 	"go.uber.org/zap"
@@ -303,6 +304,44 @@ func TestNoPlaceIsGivenBackTwice(t *testing.T) {
 		}
 		if len(e.window) != 1 {
 			t.Fatalf("%d places are taken, want 1", len(e.window))
+		}
+	}
+}
+
+// What waits for the broker is bounded in bytes, and given back by whoever lets go of it.
+func TestPublishBytesAreBounded(t *testing.T) {
+	p := NewPublisher(testConfig("amqp://localhost/", ScopeUser), zap.NewNop(), prometheus.NewRegistry())
+	e := &publishEpoch{publisher: p, over: make(chan struct{}), queue: make(chan *outgoing, publishQueue)}
+	var taken []*outgoing
+	item := func() *outgoing {
+		return &outgoing{publisher: p, publishing: amqp.Publishing{Body: make([]byte, 1<<20)}, deadline: time.Now().Add(time.Hour), verdict: func(error) {}}
+	}
+	for {
+		next := item()
+		if err := e.enqueue(next); err != nil {
+			if !errors.Is(err, app.ErrBrokerBusy) {
+				t.Fatal(err)
+			}
+			next.settle("", err)
+			break
+		}
+		if taken = append(taken, next); len(taken) > publishBytes>>20 {
+			t.Fatalf("%d MB are held", len(taken))
+		}
+	}
+	if len(taken) != publishBytes>>20 {
+		t.Errorf("%d MB are held, want %d", len(taken), publishBytes>>20)
+	}
+	e.close()
+	e.sent = make(chan *outgoing)
+	e.window = make(chan struct{}, 1)
+	e.write() // the epoch is over: it lets go of everything
+	if held := p.held.Load(); held != 0 {
+		t.Errorf("%d bytes are still held", held)
+	}
+	for _, item := range taken {
+		if !item.done.Load() {
+			t.Fatal("a message is not settled")
 		}
 	}
 }

@@ -23,7 +23,7 @@ type wire struct {
 
 	// in is there because the library's own buffer holds ten messages or so.
 	in       *bufio.Reader
-	lastRead atomic.Int64 // Unix time in nanoseconds
+	lastRead atomic.Int64 // as clock has it
 
 	mu    sync.Mutex
 	limit time.Time // the deadline set from outside, zero for none
@@ -31,18 +31,29 @@ type wire struct {
 
 func newWire(conn net.Conn) *wire {
 	w := &wire{Conn: conn, in: bufio.NewReaderSize(conn, readBufferSize)}
-	w.lastRead.Store(time.Now().UnixNano())
+	w.lastRead.Store(clock())
 	return w
 }
 
+// started is what clock counts from.
+var started = time.Now()
+
+// clock returns a moment as nanoseconds since the process began: like time.Time's
+// monotonic part, and unlike Unix time, it takes no part in corrections of the system's
+// clock.
+func clock() int64 { return int64(time.Since(started)) }
+
+// moment returns the time for which clock has returned t.
+func moment(t int64) time.Time { return started.Add(time.Duration(t)) }
+
 // heard returns when the last bytes came from the broker.
-func (w *wire) heard() time.Time { return time.Unix(0, w.lastRead.Load()) }
+func (w *wire) heard() time.Time { return moment(w.lastRead.Load()) }
 
 // Read implements net.Conn.
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.in.Read(p)
 	if n > 0 {
-		w.lastRead.Store(time.Now().UnixNano())
+		w.lastRead.Store(clock())
 	}
 	return n, err
 }
