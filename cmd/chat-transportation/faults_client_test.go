@@ -47,10 +47,11 @@ func TestClientFaults(t *testing.T) {
 		t.Run("churn, scope "+scope, func(t *testing.T) { churn(t, node, scope) })
 		t.Run("SIGTERM under load, scope "+scope, func(t *testing.T) { shutdownUnderLoad(t, node, scope) })
 		t.Run("storm, scope "+scope, func(t *testing.T) { storm(t, node, scope) })
+		t.Run("SIGTERM and confirms are late, scope "+scope, func(t *testing.T) { shutdownWithLateConfirms(t, node, scope) })
+		t.Run("SIGTERM and the broker is away, scope "+scope, func(t *testing.T) { shutdownWithoutBroker(t, node, scope) })
+		t.Run("SIGTERM and the broker is black-holed, scope "+scope, func(t *testing.T) { shutdownInBlackHole(t, node, scope) })
+		t.Run("SIGTERM and nobody answers the close, scope "+scope, func(t *testing.T) { shutdownUnanswered(t, node, scope) })
 	}
-	t.Run("SIGTERM and the broker is away", func(t *testing.T) { shutdownWithoutBroker(t, node) })
-	t.Run("SIGTERM and the broker is black-holed", func(t *testing.T) { shutdownInBlackHole(t, node) })
-	t.Run("SIGTERM and nobody answers the close", func(t *testing.T) { shutdownUnanswered(t, node) })
 	t.Run("the pass store stops", func(t *testing.T) { passStoreFails(t, node, false) })
 	t.Run("the pass store freezes", func(t *testing.T) { passStoreFails(t, node, true) })
 	t.Run("admission limit", func(t *testing.T) { admissionLimit(t, node) })
@@ -251,6 +252,20 @@ func (b *bare) ending(within time.Duration) (code int, err error) {
 			return code, nil
 		case opcode == opClose && len(payload) >= 2:
 			code = int(endian.BigEndian.Uint16(payload))
+		}
+	}
+}
+
+// closing reads up to the close frame, which it does not answer, and returns its code.
+func (b *bare) closing(within time.Duration) (code int, err error) {
+	_ = b.conn.SetReadDeadline(time.Now().Add(within))
+	for {
+		opcode, payload, err := b.next()
+		if err != nil {
+			return 0, err
+		}
+		if opcode == opClose && len(payload) >= 2 {
+			return int(endian.BigEndian.Uint16(payload)), nil
 		}
 	}
 }

@@ -121,6 +121,26 @@ func (l *ledger) refused() int {
 	return l.refusals
 }
 
+// refusedOf returns how many messages of a user were refused, and whether the last one
+// was.
+func (l *ledger) refusedOf(user int64) (count int, last bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	latest := int64(-1)
+	for _, u := range l.utterances {
+		if u.user != user {
+			continue
+		}
+		if !u.refused.IsZero() {
+			count++
+		}
+		if u.number > latest {
+			latest, last = u.number, !u.refused.IsZero()
+		}
+	}
+	return count, last
+}
+
 // settled reports whether the service knows what became of every message, and every
 // error has been heard.
 func (l *ledger) settled(p *instance) bool {

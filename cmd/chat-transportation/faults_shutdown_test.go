@@ -195,6 +195,9 @@ func shutdownUnderLoad(t *testing.T, node *rabbittest.Node, scope string) {
 		timeout = 20 * time.Second
 		window  = 2 * time.Second
 		warm    = 3000 // messages that the backend publishes before the signal
+		// What is on its way when a connection is closed has nowhere to go: a client sends
+		// one message in the time of many closes, and nothing is delivered any more.
+		mostUnread, mostLate = talkers / 4, talkers / 50
 	)
 	between := newProxy(t, node.Address())
 	settled := follow(between)
@@ -306,7 +309,7 @@ func shutdownUnderLoad(t *testing.T, node *rabbittest.Node, scope string) {
 			}
 		}
 	}
-	// A delivery that comes when its user's close frame is being sent has nowhere to go.
+	// The user's queue goes before the close frame, so what came is written.
 	late, oldestLate := 0, time.Duration(0)
 	settled.mu.Lock()
 	acked := len(settled.acked)
@@ -324,6 +327,12 @@ func shutdownUnderLoad(t *testing.T, node *rabbittest.Node, scope string) {
 		}
 	}
 	settled.mu.Unlock()
+	if unread > mostUnread {
+		t.Errorf("%d messages were not read though they were sent before the close frame came, the oldest %v before", unread, oldestUnread)
+	}
+	if late > mostLate {
+		t.Errorf("%d deliveries were acknowledged and not written, the oldest came %v before the close", late, oldestLate)
+	}
 	slices.SortFunc(closes, time.Time.Compare)
 	spread := closes[len(closes)-1].Sub(closes[0])
 	if spread < window/2 {
@@ -349,10 +358,10 @@ const shutdownTimeout = 10 * time.Second
 
 // faultyShutdown starts an instance behind a proxy, with a short confirm timeout, and
 // connects a company to it.
-func faultyShutdown(t *testing.T, node *rabbittest.Node) (p *instance, between *proxy, company []*client) {
+func faultyShutdown(t *testing.T, node *rabbittest.Node, scope string) (p *instance, between *proxy, company []*client) {
 	t.Helper()
 	between = newProxy(t, node.Address())
-	p = serveWith(t, clientEnv(between.through(node.URL()), "PUBLISH_CONFIRM_TIMEOUT", "1s",
+	p = serveWith(t, clientEnv(between.through(node.URL()), "QUEUE_SCOPE", scope, "PUBLISH_CONFIRM_TIMEOUT", "1s",
 		"SHUTDOWN_TIMEOUT", shutdownTimeout.String(), "SHUTDOWN_DRAIN_WINDOW", "500ms"))
 	newPeer(t, node.URL()).consume()
 	for user := range int64(40) {
@@ -411,29 +420,100 @@ func refusedThenClosed(t *testing.T, name string, p *instance, company []*client
 }
 
 // shutdownWithoutBroker ends an instance whose broker is away.
-func shutdownWithoutBroker(t *testing.T, node *rabbittest.Node) {
-	p, between, company := faultyShutdown(t, node)
+func shutdownWithoutBroker(t *testing.T, node *rabbittest.Node, scope string) {
+	p, between, company := faultyShutdown(t, node, scope)
 	between.blackHole(true) // of those who try to come back
 	between.cut()
 	p.eventually("the instance is not ready", func() bool { return p.status("/readyz") == http.StatusServiceUnavailable })
-	refusedThenClosed(t, "shutdown_without_broker_took", p, company)
+	refusedThenClosed(t, "shutdown_without_broker_took_"+scope, p, company)
 	eventually(t, "the broker has removed the queues", func() bool { return len(websocketQueues(node.Queues(t))) == 0 })
 }
 
 // shutdownInBlackHole ends an instance that does not know yet that its broker is away.
-func shutdownInBlackHole(t *testing.T, node *rabbittest.Node) {
-	p, between, company := faultyShutdown(t, node)
+func shutdownInBlackHole(t *testing.T, node *rabbittest.Node, scope string) {
+	p, between, company := faultyShutdown(t, node, scope)
 	between.blackHole(true)
-	refusedThenClosed(t, "shutdown_in_black_hole_took", p, company)
+	refusedThenClosed(t, "shutdown_in_black_hole_took_"+scope, p, company)
 	between.blackHole(false)
 	eventually(t, "the broker has removed the queues", func() bool { return len(websocketQueues(node.Queues(t))) == 0 })
 }
 
+// shutdownWithLateConfirms holds the broker's answers back, so that the connections take
+// long to close while their clients go on sending: each message that is read meanwhile
+// has been stored or refused when the close frame comes. Nothing is on its way then, so
+// none may be missing.
+func shutdownWithLateConfirms(t *testing.T, node *rabbittest.Node, scope string) {
+	const (
+		speakers = 20
+		errors   = 3 // that show a client that its connection is closing
+		every    = 50 * time.Millisecond
+	)
+	between := newProxy(t, node.Address())
+	bindQueue(t, node.URL(), primary)
+	t.Cleanup(func() { _, _ = backendChannel(t, node.URL()).QueueDelete(primary, false, false, false) })
+	p := serveWith(t, brokerEnv(between.through(node.URL()), "QUEUE_SCOPE", scope, "PUBLISH_CONFIRM_TIMEOUT", "10s",
+		"SHUTDOWN_TIMEOUT", "30s", "SHUTDOWN_DRAIN_WINDOW", "0s"))
+	l := newLedger(t)
+	guests := p.crowd(1, speakers, l.hear)
+	between.hold(true)
+	l.everyone(guests)
+	p.signal(syscall.SIGTERM)
+	err := many(speakers, func(i int) error {
+		g, pace, limit := guests[i], time.NewTicker(every), time.After(20*time.Second)
+		defer pace.Stop()
+		for refused, _ := l.refusedOf(g.user); refused < errors; refused, _ = l.refusedOf(g.user) {
+			select {
+			case <-pace.C:
+			case <-g.gone:
+				return fmt.Errorf("closed before the confirms came: %w", g.err)
+			case <-limit:
+				return fmt.Errorf("user %d is not told that messages are refused", g.user)
+			}
+			if err := l.say(g); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// All that has been said has been read.
+	awaited(t, 20*time.Second, "the last message of each user is refused", func() bool {
+		for _, g := range guests {
+			if _, last := l.refusedOf(g.user); !last {
+				return false
+			}
+		}
+		return true
+	})
+	between.hold(false)
+	for _, g := range guests {
+		select {
+		case <-g.gone:
+			if code := websocket.CloseStatus(g.err); code != websocket.StatusServiceRestart {
+				t.Errorf("user %d was closed with %d: %v", g.user, code, g.err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("user %d is still connected", g.user)
+		}
+	}
+	if code := p.ended(20 * time.Second); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	stored, duplicated, lost, _ := l.reconcile(node.URL())
+	if lost != 0 || duplicated != 0 || stored < speakers {
+		t.Errorf("lost without a word: %d; published twice: %d; stored: %d", lost, duplicated, stored)
+	}
+}
+
 // shutdownUnanswered ends an instance whose clients do not answer a close frame, some
-// of them since they do not read at all.
-func shutdownUnanswered(t *testing.T, node *rabbittest.Node) {
+// of them since they do not read at all. When a client sees its close frame, its user
+// has no queue any more.
+func shutdownUnanswered(t *testing.T, node *rabbittest.Node, scope string) {
 	const silent, stuck = 40, 3
-	p := serveWith(t, clientEnv(node.URL(), "SHUTDOWN_TIMEOUT", shutdownTimeout.String(), "SHUTDOWN_DRAIN_WINDOW", "500ms"))
+	p := serveWith(t, clientEnv(node.URL(), "QUEUE_SCOPE", scope,
+		"SHUTDOWN_TIMEOUT", shutdownTimeout.String(), "SHUTDOWN_DRAIN_WINDOW", "500ms"))
 	var company []*bare
 	for user := range int64(silent) {
 		company = append(company, p.connectBare(user+1, bareOptions{}))
@@ -444,11 +524,38 @@ func shutdownUnanswered(t *testing.T, node *rabbittest.Node) {
 			t.Fatal(err)
 		}
 	}
+	backend := newPeer(t, node.URL())
+	type farewell struct {
+		user int64
+		code int
+		err  error
+	}
+	farewells := make(chan farewell, silent)
 	began := time.Now()
 	p.signal(syscall.SIGTERM)
 	for i, b := range company {
-		if code, err := b.ending(shutdownTimeout); err != nil || code != int(websocket.StatusServiceRestart) {
-			t.Errorf("client %d was closed with %d (%v)", i, code, err)
+		go func() {
+			code, err := b.closing(shutdownTimeout)
+			farewells <- farewell{int64(i) + 1, code, err}
+		}()
+	}
+	reachable := 0
+	for range silent {
+		f := <-farewells
+		if f.err != nil || f.code != int(websocket.StatusServiceRestart) {
+			t.Errorf("user %d was closed with %d (%v)", f.user, f.code, f.err)
+		}
+		if backend.publish(f.user, "", `{}`) {
+			reachable++
+		}
+	}
+	// A close frame waits for the broker to remove the queue, but no longer than a second.
+	if reachable > silent/4 {
+		t.Errorf("%d of %d users still had a queue behind their close frame", reachable, silent)
+	}
+	for i, b := range company {
+		if !readsToEnd(b.conn, shutdownTimeout) {
+			t.Errorf("client %d is still connected", i)
 		}
 	}
 	if code := p.ended(shutdownTimeout); code != 0 {
@@ -461,5 +568,5 @@ func shutdownUnanswered(t *testing.T, node *rabbittest.Node) {
 	if queues := websocketQueues(node.Queues(t)); len(queues) != 0 {
 		t.Errorf("queues are left: %q", queues)
 	}
-	figure(t, "shutdown_unanswered_took", took, "")
+	figure(t, "shutdown_unanswered_took_"+scope, took, "")
 }
