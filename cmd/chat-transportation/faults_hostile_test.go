@@ -550,10 +550,8 @@ func expiredTokens(t *testing.T, node *rabbittest.Node) {
 // pendingUpgrades lets upgrades wait for a broker that does not answer: they end with
 // 503 in time, their passes are good afterwards, and the rest of the service answers.
 func pendingUpgrades(t *testing.T, node *rabbittest.Node) {
-	const (
-		count       = 200
-		joinTimeout = 5 * time.Second
-	)
+	const joinTimeout = 5 * time.Second
+	count := multiplied(200, 2000)
 	between := newProxy(t, node.Address())
 	p, admin := serveWithAdmin(t, binary, clientEnv(between.through(node.URL())))
 	first := p.connect(trafficBase - 1) // has what is made once made

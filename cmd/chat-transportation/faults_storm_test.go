@@ -38,8 +38,7 @@ func storm(t *testing.T, node *rabbittest.Node, scope string) {
 	next := start()
 	var heard atomic.Int64
 	began := time.Now()
-	// All at once but for what this process can't do at once itself.
-	back := next.comeBack(t, count, 200, func() { heard.Add(1) })
+	back := next.comeBack(t, count, count, func() { heard.Add(1) })
 	took := time.Since(began)
 	if t.Failed() {
 		t.FailNow()

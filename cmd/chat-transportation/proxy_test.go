@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy stands between the service and a server, and does to the bytes what a broken
@@ -141,12 +142,36 @@ func (p *proxy) blackHole(on bool) {
 // hold keeps the server's answers back, or lets them go.
 func (p *proxy) hold(on bool) { p.set(func() { p.held = on }) }
 
-// strand swallows everything of the connections that there are now, for ever; those to
-// come are not touched.
+// strand swallows everything of the connections that there are now; those to come are
+// not touched. A server that speaks AMQP goes on hearing heartbeats, so it does not
+// notice before bury.
 func (p *proxy) strand() {
 	p.set(func() {
 		for client, server := range p.pairs {
 			p.stranded[client] = server
+			p.busy.Go(func() { keepAlive(server) })
+		}
+	})
+}
+
+// keepAlive sends heartbeats until the connection is closed.
+func keepAlive(server net.Conn) {
+	heartbeat := []byte{8, 0, 0, 0, 0, 0, 0, 0xCE} // AMQP 0-9-1, section 4.2.7
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for range tick.C {
+		if _, err := server.Write(heartbeat); err != nil {
+			return
+		}
+	}
+}
+
+// bury ends the stranded connections.
+func (p *proxy) bury() {
+	p.set(func() {
+		for client, server := range p.stranded {
+			_ = client.Close()
+			_ = server.Close()
 		}
 	})
 }
