@@ -328,15 +328,16 @@ func shutdownUnderLoad(t *testing.T, node *rabbittest.Node, scope string) {
 		}
 	}
 	settled.mu.Unlock()
-	if unread > mostUnread {
-		t.Errorf("%d messages were not read though they were sent before the close frame came, the oldest %v before", unread, oldestUnread)
-	}
 	slices.SortFunc(closes, time.Time.Compare)
-	// How far the closes lag behind their moments, which are spread evenly, says how long
-	// the broker takes to remove a queue: on a machine that is overrun, too long.
+	// How far the closes lag behind their moments, which are spread evenly, says whether the
+	// machine is overrun: then nothing follows from how much was on its way. Both promises
+	// are held without a load by shutdownWithLateConfirms and shutdownUnanswered.
 	var lag time.Duration
 	for i, closed := range closes {
 		lag = max(lag, closed.Sub(signalled)-window*time.Duration(i)/talkers)
+	}
+	if unread > mostUnread && lag < removalLimit {
+		t.Errorf("%d messages were not read though they were sent before the close frame came, the oldest %v before", unread, oldestUnread)
 	}
 	if late > mostLate && lag < removalLimit {
 		t.Errorf("%d deliveries were acknowledged and not written, the oldest came %v before the close", late, oldestLate)
