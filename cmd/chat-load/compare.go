@@ -53,8 +53,10 @@ func per100k(p *processReport) (float64, bool) {
 	return *p.CPUPer100k, true
 }
 
-func perConnection(p *processReport) (float64, bool) { return p.RSSPerConnection / 1024, true }
-func cpuPercent(p *processReport) (float64, bool)    { return p.CPUPercent, true }
+func perConnection(p *processReport) (float64, bool) {
+	return p.RSSPerConnection / 1024, p.RSSPerConnection > 0
+}
+func cpuPercent(p *processReport) (float64, bool) { return p.CPUPercent, true }
 
 func latencyFigure(name string, of func(*latencyReport) float64) figure {
 	return figure{name, 2, func(r *report) (float64, bool) {

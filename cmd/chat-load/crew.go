@@ -131,7 +131,8 @@ type Progress struct {
 	Sent       uint64
 	Received   uint64
 	Refused    uint64
-	LastArrive int64 // ns since 1970; 0 before the first
+	LastArrive int64  // ns since 1970; 0 before the first
+	TurnedAway uint64 // accepted, and closed at once with 1013
 }
 
 // merge adds what other holds.
@@ -140,6 +141,7 @@ func (p *Progress) merge(other Progress) {
 	p.Sent += other.Sent
 	p.Received += other.Received
 	p.Refused += other.Refused
+	p.TurnedAway += other.TurnedAway
 	p.LastArrive = max(p.LastArrive, other.LastArrive)
 }
 
@@ -199,10 +201,11 @@ type counters struct {
 	received   atomic.Uint64
 	refused    atomic.Uint64
 	lastArrive atomic.Int64
+	turnedAway atomic.Uint64
 }
 
 func (c *counters) progress() Progress {
-	return Progress{c.connected.Load(), c.sent.Load(), c.received.Load(), c.refused.Load(), c.lastArrive.Load()}
+	return Progress{c.connected.Load(), c.sent.Load(), c.received.Load(), c.refused.Load(), c.lastArrive.Load(), c.turnedAway.Load()}
 }
 
 // arrive counts a message that came for the first time.

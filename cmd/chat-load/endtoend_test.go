@@ -104,6 +104,7 @@ func TestScenariosEndToEnd(t *testing.T) {
 				expected uint64
 			}{
 				{"idle -users 20 -duration 100ms", 20},
+				{"idle -users 300 -duration 1ms", 300},
 				{"delivery -users 10 -connections-per-user 2 -rate flood -messages 500", 1000},
 				{"delivery -users 10 -workers 2 -rate 500 -messages 200", 200},
 				{"inbound -users 10 -rate flood -messages 500 -bytes 1000", 500},
@@ -237,9 +238,12 @@ func TestTableOfARun(t *testing.T) {
 	var out, messages bytes.Buffer
 	code := command(t.Context(), strings.Fields("delivery -users 3 -messages 30 -rate flood -settle 0s -url http://"+s.address+" -amqp "+s.amqp+
 		" -websockets-exchange "+s.prefix+"websockets -database-exchange "+s.prefix+"database"), withKey, nil, &out, &messages)
+	if !strings.Contains(messages.String(), "3 of 3 connected") {
+		t.Errorf("no progress line: %s", &messages)
+	}
 	wanted := []string{"30 sent, 30 of 30 received", "lost", "p99.9", "gateway", "result", "ok"}
 	if runtime.GOOS == "linux" {
-		wanted = append(wanted, "gateway CPU", "s per 100,000 messages", "KB a connection")
+		wanted = append(wanted, "gateway CPU", "s per 100,000 messages", "MB after")
 	}
 	for _, want := range wanted {
 		if code != exitOK || !strings.Contains(out.String(), want) {

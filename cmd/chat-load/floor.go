@@ -391,6 +391,8 @@ func (f *floor) Reconcile(_ context.Context, sent []uint32) (Outcome, error) {
 		switch {
 		case f.config.Echo:
 			o.Tally.book(&f.incoming[user], out.Sent, out.Refused)
+		case !f.joined[user] && f.incoming[user].received == 0:
+			// It could not join, and that is what is reported.
 		case user < len(sent):
 			o.Tally.book(&f.incoming[user], sent[user], nil)
 		}

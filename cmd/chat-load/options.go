@@ -145,11 +145,8 @@ Flags
 func parsePlan(arguments []string, lookup func(string) (string, bool), messages io.Writer) (plan, error) {
 	p := plan{run: rand.Uint32()}
 	flags := flag.NewFlagSet("chat-load", flag.ContinueOnError)
-	flags.SetOutput(messages)
-	flags.Usage = func() {
-		fmt.Fprint(messages, synopsis)
-		flags.PrintDefaults()
-	}
+	// The flag package would print all of the help below each error.
+	flags.SetOutput(io.Discard)
 	var urls, key, rate, sources, gatewayPIDs, brokerPIDs string
 	var messageCount int64
 	var window int
@@ -187,8 +184,14 @@ func parsePlan(arguments []string, lookup func(string) (string, bool), messages 
 	if len(arguments) > 0 && !strings.HasPrefix(arguments[0], "-") {
 		p.scenario, arguments = arguments[0], arguments[1:]
 	}
-	if err := flags.Parse(arguments); err != nil {
+	if err := flags.Parse(arguments); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(messages, synopsis)
+		flags.SetOutput(messages)
+		flags.PrintDefaults()
 		return plan{}, err
+	} else if err != nil {
+		fmt.Fprintf(messages, "chat-load: %v\nchat-load -h explains.\n", err)
+		return plan{}, errUsage
 	}
 	var faults []string
 	fault := func(format string, values ...any) { faults = append(faults, fmt.Sprintf(format, values...)) }
@@ -364,6 +367,9 @@ func parsePIDs(text string) (pids []int, err error) {
 		pid, err := strconv.Atoi(strings.TrimSpace(part))
 		if err != nil || pid < 1 {
 			return nil, fmt.Errorf("%q is no process id", part)
+		}
+		if !exists(pid) {
+			return nil, fmt.Errorf("there is no process %d", pid)
 		}
 		pids = append(pids, pid)
 	}

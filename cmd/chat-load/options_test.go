@@ -85,10 +85,13 @@ func TestSingleFaults(t *testing.T) {
 		"idle -first-user 9223372036854775807":           "-first-user",
 		"idle -source-addresses 127.0.0.9-127.0.0.2":     "no range",
 		"idle -source-addresses 127.0.0.1-::1":           "no range",
+		"idle -gateway-pid 99999999":                     "-gateway-pid: there is no process 99999999",
+		"idle -broker-pid 99999999":                      "-broker-pid: there is no process 99999999",
+		"idle -nonsense":                                 "-nonsense\nchat-load -h explains",
 		"idle -source-addresses 10.0.0.0-10.255.255.255": "addresses",
 	} {
 		var messages bytes.Buffer
-		if _, err := parsePlan(strings.Fields(line), withKey, &messages); !errors.Is(err, errUsage) || !strings.Contains(messages.String(), want) {
+		if _, err := parsePlan(strings.Fields(line), withKey, &messages); !errors.Is(err, errUsage) || !strings.Contains(messages.String(), want) || strings.Count(messages.String(), "\n") > 4 {
 			t.Errorf("%q: %v: %s", line, err, &messages)
 		}
 	}
@@ -165,5 +168,22 @@ func TestReportsThatAreAboutNothing(t *testing.T) {
 	r.conclude()
 	if !r.OK {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestACheckThatDidNotReachAllUsersFails(t *testing.T) {
+	r := newReport(plan{scenario: scenarioIdle, users: 3000})
+	r.checking, r.Messages = true, &messageReport{Sent: 1339, Expected: 1339, Received: 1339}
+	r.conclude()
+	if r.OK || !slices.Contains(r.Problems, "only 1339 of 3000 users were sent the message that checks them") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestTurnedAwayIsNotConnected(t *testing.T) {
+	c := &connectReport{Connected: 94, Failed: 6, Seconds: 2}
+	c.turnAway(14)
+	if c.Connected != 80 || c.Failed != 20 || c.PerSecond != 40 || c.Faults["closed at once with 1013"] != 14 {
+		t.Errorf("%+v", c)
 	}
 }

@@ -69,9 +69,13 @@ func newPeer(ctx context.Context, plan plan) (*peer, error) {
 	return p, nil
 }
 
+// lookInterval is how often deliver looks whether anybody is connected.
+const lookInterval = 50 * time.Millisecond
+
 // deliver publishes messages for the users in turn, until the order is done or ctx ends.
-// received says how many have arrived at connections.
-func (p *peer) deliver(ctx context.Context, order SendOrder, received func() uint64) error {
+// received says how many have arrived at connections. It ends with an error when nobody is
+// connected any more: what would come of the rest is known.
+func (p *peer) deliver(ctx context.Context, order SendOrder, received func() uint64, connected func() int64) error {
 	size := order.Window
 	if order.Rate > 0 {
 		size = 0
@@ -79,10 +83,16 @@ func (p *peer) deliver(ctx context.Context, order SendOrder, received func() uin
 	limit := newWindow(size, received)
 	pacing := newPace(order.Rate, order.Duration)
 	var body []byte // reused: the library has copied it when Publish returns
+	var looked time.Time
 	for i := uint64(0); order.Messages == 0 || i < order.Messages; i++ {
 		at, ok := pacing.next(ctx)
 		if !ok || !limit.enter(ctx, uint64(p.perUser)) {
 			return nil
+		}
+		if time.Since(looked) >= lookInterval {
+			if looked = time.Now(); connected() == 0 {
+				return fmt.Errorf("nobody is connected any more: publishing stopped after %d messages", p.total.Load())
+			}
 		}
 		if size > 0 {
 			at = time.Now().UnixNano() // the wait for room is this program's own doing

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"os"
+	"syscall"
 	"time"
 )
 
@@ -13,6 +15,12 @@ var errNoProcess = errors.New("the process can't be looked into")
 type usage struct {
 	CPU time.Duration // user and system time
 	RSS int64         // resident memory, bytes
+}
+
+// exists reports whether there is a process; one of another user is one.
+func exists(pid int) bool {
+	process, err := os.FindProcess(pid)
+	return err == nil && !errors.Is(process.Signal(syscall.Signal(0)), os.ErrProcessDone)
 }
 
 // measured is what is measured of the processes of one role.

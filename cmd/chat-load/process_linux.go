@@ -37,7 +37,8 @@ func parseUsage(stat, statm []byte) (usage, error) {
 	}
 	fields, sizes := strings.Fields(string(stat[end+1:])), strings.Fields(string(statm))
 	const firstField, utime, stime = 3, 14, 15
-	if len(fields) <= stime-firstField || len(sizes) < 2 {
+	// One that has ended and waits for its parent holds no memory.
+	if len(fields) <= stime-firstField || len(sizes) < 2 || fields[0] == "Z" {
 		return usage{}, errNoProcess
 	}
 	user, err1 := strconv.ParseInt(fields[utime-firstField], 10, 64)

@@ -37,9 +37,10 @@ type report struct {
 	Closes    map[string]uint64 `json:"closes,omitempty"`   // by the other side, by code
 	Refusals  map[string]uint64 `json:"refusals,omitempty"` // by reason
 
-	restart bool
-	began   time.Time
-	ended   time.Time
+	restart  bool
+	checking bool // one message is owed to each user
+	began    time.Time
+	ended    time.Time
 }
 
 // connectReport is what came of connecting many.
@@ -82,6 +83,7 @@ type latencyReport struct {
 // processReport is what one role's processes used.
 type processReport struct {
 	PIDs             []int    `json:"pids"`
+	Gone             bool     `json:"gone"`        // it ended during the run: what it had used when last seen
 	CPUSeconds       float64  `json:"cpu_seconds"` // during the scenario
 	CPUPercent       float64  `json:"cpu_percent"` // of one core, during the scenario
 	CPUPer100k       *float64 `json:"cpu_seconds_per_100k_messages,omitempty"`
@@ -89,7 +91,7 @@ type processReport struct {
 	RSSBefore        int64    `json:"rss_before"`          // bytes
 	RSSConnected     int64    `json:"rss_connected"`
 	RSSAfter         int64    `json:"rss_after"`
-	RSSPerConnection float64  `json:"rss_per_connection"` // bytes, of connecting
+	RSSPerConnection float64  `json:"rss_per_connection,omitempty"` // bytes, of connecting; of idle only
 }
 
 func newReport(p plan) *report {
@@ -127,6 +129,23 @@ func newConnectReport(result ConnectResult) *connectReport {
 		c.PerSecond = float64(c.Connected) / c.Seconds
 	}
 	return c
+}
+
+// turnAway takes off those that were accepted and closed at once.
+func (c *connectReport) turnAway(n uint64) {
+	n = min(n, c.Connected)
+	if n == 0 {
+		return
+	}
+	c.Connected -= n
+	c.Failed += n
+	if c.Faults == nil {
+		c.Faults = make(map[string]uint64)
+	}
+	c.Faults["closed at once with 1013"] += n
+	if c.Seconds > 0 {
+		c.PerSecond = float64(c.Connected) / c.Seconds
+	}
 }
 
 // span says between which times the messages went: to the last arrival, in ns since 1970.
@@ -174,6 +193,7 @@ func (r *report) measure(marks map[string]moment) {
 			continue
 		}
 		p := *role.report
+		p.Gone = end.gone[i]
 		used := role.of(end).CPU - role.of(begin).CPU
 		p.CPUSeconds = used.Seconds()
 		if r.Seconds > 0 {
@@ -185,7 +205,8 @@ func (r *report) measure(marks map[string]moment) {
 		}
 		p.ConnectCPU = (role.of(connected).CPU - role.of(before).CPU).Seconds()
 		p.RSSBefore, p.RSSConnected, p.RSSAfter = role.of(before).RSS, role.of(connected).RSS, role.of(end).RSS
-		if r.Connect != nil && r.Connect.Connected > 0 {
+		// In a warm process what connecting adds drowns in what is freed meanwhile.
+		if grown := p.RSSConnected - p.RSSBefore; r.Scenario == scenarioIdle && r.Connect != nil && r.Connect.Connected > 0 && grown > 0 {
 			p.RSSPerConnection = float64(p.RSSConnected-p.RSSBefore) / float64(r.Connect.Connected)
 		}
 	}
@@ -209,6 +230,13 @@ func (r *report) conclude() {
 	}
 	if closed > 0 && !r.restart {
 		r.problem("the other side ended %d connections", closed)
+	}
+	if m := r.Messages; r.checking && !r.Interrupted && (m == nil || m.Sent < uint64(r.Users)) {
+		var sent uint64
+		if m != nil {
+			sent = m.Sent
+		}
+		r.problem("only %d of %d users were sent the message that checks them", sent, r.Users)
 	}
 	if m := r.Messages; m != nil {
 		for _, fault := range []struct {
@@ -293,8 +321,17 @@ func (r *report) writeTable(out io.Writer) error {
 			per100k = fmt.Sprintf(", %.2f s per 100,000 messages", *it.of.CPUPer100k)
 		}
 		row(it.name+" CPU", "%.2f s, %.1f %% of a core%s; %.2f s while connecting", it.of.CPUSeconds, it.of.CPUPercent, per100k, it.of.ConnectCPU)
-		row(it.name+" memory", "%s before, %s connected, %s after; %.1f KB a connection",
-			megabytes(it.of.RSSBefore), megabytes(it.of.RSSConnected), megabytes(it.of.RSSAfter), it.of.RSSPerConnection/1024)
+		perConnection := ""
+		if it.of.RSSPerConnection > 0 {
+			perConnection = fmt.Sprintf("; %.1f KB a connection", it.of.RSSPerConnection/1024)
+		} else if r.Scenario == scenarioIdle {
+			perConnection = "; n/a a connection"
+		}
+		row(it.name+" memory", "%s before, %s connected, %s after%s",
+			megabytes(it.of.RSSBefore), megabytes(it.of.RSSConnected), megabytes(it.of.RSSAfter), perConnection)
+		if it.of.Gone {
+			row("", "it is gone: the figures are up to when it was last seen")
+		}
 	}
 	if r.OK {
 		row("result", "ok")

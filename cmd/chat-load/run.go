@@ -25,6 +25,10 @@ type runner struct {
 	report  *report
 	stage   atomic.Pointer[string] // what the progress line says
 	marks   map[string]moment
+	joined  chan struct{} // connecting is over: worth a progress line
+
+	looking sync.Mutex // guards latest
+	latest  moment
 }
 
 // moment is what the processes had used at one time.
@@ -34,12 +38,13 @@ type moment struct {
 	broker  usage
 	tool    usage
 	known   [3]bool // gateway, broker, tool
+	gone    [3]bool // the usage is that of the last time it was there
 }
 
 // run does what the plan says. The error is for a run that could not be done at all;
 // what went wrong during a run is in the report.
 func run(ctx context.Context, p plan, progress io.Writer) (*report, error) {
-	r := &runner{plan: p, report: newReport(p), marks: make(map[string]moment)}
+	r := &runner{plan: p, report: newReport(p), marks: make(map[string]moment), joined: make(chan struct{}, 1)}
 	r.enter("starting")
 	if err := r.open(ctx); err != nil {
 		return nil, errors.Join(err, r.close())
@@ -103,6 +108,7 @@ func (r *runner) open(ctx context.Context) (err error) {
 			r.tool.pids = append(r.tool.pids, it.pid())
 		}
 	}
+	r.report.Gateway.PIDs, r.report.Broker.PIDs, r.report.Tool.PIDs = r.gateway.pids, r.broker.pids, r.tool.pids
 	return nil
 }
 
@@ -120,11 +126,25 @@ func (r *runner) enter(stage string) { r.stage.Store(&stage) }
 
 // mark measures the processes.
 func (r *runner) mark(name string) moment {
-	m := moment{at: time.Now()}
-	m.gateway, m.known[0] = r.gateway.sample()
-	m.broker, m.known[1] = r.broker.sample()
-	m.tool, m.known[2] = r.tool.sample()
+	m := r.look()
 	r.marks[name] = m
+	return m
+}
+
+// look measures the processes now. Of one that has ended it returns what was seen last.
+func (r *runner) look() moment {
+	r.looking.Lock()
+	defer r.looking.Unlock()
+	last, m := r.latest, moment{at: time.Now()}
+	for i, role := range []struct {
+		measured measured
+		now, was *usage
+	}{{r.gateway, &m.gateway, &last.gateway}, {r.broker, &m.broker, &last.broker}, {r.tool, &m.tool, &last.tool}} {
+		if *role.now, m.known[i] = role.measured.sample(); !m.known[i] && last.known[i] {
+			*role.now, m.known[i], m.gone[i] = *role.was, true, true
+		}
+	}
+	r.latest = m
 	return m
 }
 
@@ -143,6 +163,7 @@ func (r *runner) perform(ctx context.Context) error {
 	r.mark(markBefore)
 	result, err := r.company.Connect(ctx, ConnectOrder{Concurrency: p.concurrency, Rate: p.connectRate, Patience: p.patience})
 	r.report.Connect = newConnectReport(result)
+	r.joined <- struct{}{}
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -152,6 +173,18 @@ func (r *runner) perform(ctx context.Context) error {
 	r.enter("settling")
 	rest(ctx, p.settle)
 	r.mark(markConnected)
+
+	turnedAway := r.company.Progress().TurnedAway
+	r.report.Connect.turnAway(turnedAway)
+	defer func() {
+		// What came too late to be counted above belongs to the last connects.
+		later := r.company.Progress().TurnedAway - turnedAway
+		if r.report.Reconnect != nil {
+			r.report.Reconnect.turnAway(later)
+		} else {
+			r.report.Connect.turnAway(later)
+		}
+	}()
 
 	begin := r.mark(markBegin)
 	switch p.scenario {
@@ -177,7 +210,8 @@ func (r *runner) perform(ctx context.Context) error {
 	}
 	if r.peer != nil && r.peer.total.Load() == 0 && p.scenario != scenarioInbound && ctx.Err() == nil {
 		// Every connection must still receive.
-		if err := r.delivery(ctx, SendOrder{Messages: uint64(p.users), Duration: p.duration, Window: p.window}); err != nil {
+		r.report.checking = true
+		if err := r.delivery(ctx, SendOrder{Messages: uint64(p.users), Duration: checkTimeout(p.users), Window: p.window}); err != nil {
 			return err
 		}
 	}
@@ -185,6 +219,12 @@ func (r *runner) perform(ctx context.Context) error {
 		return r.peer.failed()
 	}
 	return nil
+}
+
+// checkTimeout bounds the sending of one message to each user. It has nothing to do with
+// -duration: a short run must be checked as fully as a long one.
+func checkTimeout(users int) time.Duration {
+	return 30*time.Second + time.Duration(users)*10*time.Millisecond
 }
 
 // rest waits, or until ctx ends.
@@ -202,7 +242,7 @@ func (r *runner) delivery(ctx context.Context, order SendOrder) error {
 	r.enter("delivering")
 	received := func() uint64 { return r.company.Progress().Received }
 	began := time.Now()
-	err := r.peer.deliver(ctx, order, received)
+	err := r.peer.deliver(ctx, order, received, func() int64 { return r.company.Progress().Connected })
 	r.enter("draining")
 	r.drain(received, func() uint64 { return r.peer.total.Load() * uint64(r.plan.perUser) })
 	r.report.span(began, r.company.Progress().LastArrive)
@@ -362,14 +402,27 @@ func (r *runner) watch(stop <-chan struct{}, out io.Writer) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	var last uint64
-	for seconds := 1; ; seconds++ {
+	seconds, stopped := 0, false
+	for !stopped {
+		due := false // a line, where there is no terminal
 		select {
 		case <-stop:
 			if terminal {
 				fmt.Fprint(out, "\r\x1b[K")
+				return
 			}
-			return
+			select {
+			case <-r.joined: // a run so short still gets its line
+				due, stopped = true, true
+			default:
+				return
+			}
+		case <-r.joined:
+			due = true
 		case <-ticker.C:
+			seconds++
+			due = seconds%5 == 0
+			r.look() // so that a process that ends leaves its usage
 		}
 		now := r.company.Progress()
 		sent, received := now.Sent, now.Received
@@ -387,7 +440,7 @@ func (r *runner) watch(stop <-chan struct{}, out io.Writer) {
 		switch {
 		case terminal:
 			fmt.Fprintf(out, "\r\x1b[K%s", line)
-		case seconds%5 == 0:
+		case due:
 			fmt.Fprintln(out, line)
 		}
 	}

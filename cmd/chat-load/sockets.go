@@ -78,7 +78,7 @@ func newSockets(config CrewConfig) (*sockets, error) {
 	}
 	for i := range s.clients {
 		index := config.From*config.PerUser + i
-		s.clients[i] = &client{crew: s, index: index, user: index / config.PerUser}
+		s.clients[i] = &client{crew: s, index: index, user: index / config.PerUser, absent: true}
 	}
 	return s, nil
 }
@@ -97,6 +97,9 @@ type client struct {
 	frames frameReader
 	ready  bool // the greeting has been answered
 
+	absent bool      // no attempt to connect has come to a lasting connection; guarded by writing
+	opened time.Time // guarded by writing
+
 	books    sync.Mutex
 	incoming ledger
 	outgoing outgoing
@@ -110,6 +113,7 @@ func (c *client) open(ctx context.Context) error {
 	if c.done != nil {
 		<-c.done // the reader of the connection before
 	}
+	c.setAbsent(true)
 	conn, rest, err := c.crew.dialect.open(ctx, c)
 	if err != nil {
 		return err
@@ -122,10 +126,39 @@ func (c *client) open(ctx context.Context) error {
 		c.hangUp(conn)
 		return err
 	}
+	c.setAbsent(false)
 	c.done = make(chan struct{})
 	c.crew.counters.connected.Add(1)
 	go c.read(conn)
 	return nil
+}
+
+// setAbsent says whether the client is one that could not connect.
+func (c *client) setAbsent(absent bool) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.absent, c.opened = absent, time.Now()
+}
+
+// Close code of a server that has no room, and how soon after the upgrade it means that
+// there never was any.
+const (
+	closeTryAgain = 1013
+	tooSoon       = 5 * time.Second
+)
+
+// turnedAway books a close frame that says so, and reports whether it did.
+func (c *client) turnedAway(code int) bool {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if code != closeTryAgain || time.Since(c.opened) > tooSoon {
+		return false
+	}
+	if !c.absent { // else the attempt under way fails, and is counted as that
+		c.absent = true
+		c.crew.counters.turnedAway.Add(1)
+	}
+	return true
 }
 
 // greet says what a dialect begins with and waits for the answer.
@@ -260,7 +293,9 @@ func (c *client) control(opcode byte, payload []byte) error {
 		leaving := c.leaving
 		c.writing.Unlock()
 		if !leaving {
-			c.crew.closed(code)
+			if !c.turnedAway(code) {
+				c.crew.closed(code)
+			}
 			_ = c.write(appendFrame(nil, opClose, payload[:min(len(payload), 2)]))
 		}
 		return fmt.Errorf("%w with %d", errClosed, code)
@@ -521,11 +556,16 @@ func (s *sockets) Reconcile(_ context.Context, sent []uint32) (Outcome, error) {
 		Closes:    make(map[int]uint64),
 	}
 	for i, c := range s.clients {
+		c.writing.Lock()
+		absent := c.absent
+		c.writing.Unlock()
 		c.books.Lock()
 		o.Outgoing[i] = outgoing{c.outgoing.Sent, append(numbers(nil), c.outgoing.Refused...)}
 		switch user := c.user - s.config.From; {
 		case s.config.Echo:
 			o.Tally.book(&c.incoming, c.outgoing.Sent, c.outgoing.Refused)
+		case absent && c.incoming.received == 0:
+			// Its connect has failed, and that is what is reported.
 		case user < len(sent):
 			o.Tally.book(&c.incoming, sent[user], nil)
 		}
