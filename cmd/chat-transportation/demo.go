@@ -35,7 +35,8 @@ func printDemoBanner(to io.Writer, cfg config.Config) {
 
    Broker, pass store and messaging backend live inside this process. The
    signing key is random. Nothing is stored and nothing is shared: all is
-   gone when the process ends. For trying things out, not for production.
+   gone when the process ends. Whoever reaches this address can be any
+   user. For trying things out, not for production.
 
    chat page    %[1]s/demo
    API docs     %[1]s/docs
