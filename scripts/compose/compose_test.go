@@ -51,7 +51,10 @@ type service struct {
 	Deploy struct {
 		Replicas  *int
 		Resources struct {
-			Limits struct{ CPUs, Memory any }
+			Limits struct {
+				CPUs   any
+				Memory string
+			}
 		}
 	}
 }
@@ -134,7 +137,7 @@ func checkService(t *testing.T, p project, name string, s service) {
 	if s.Restart != "unless-stopped" {
 		t.Errorf("restart: %q", s.Restart)
 	}
-	if s.Deploy.Resources.Limits.CPUs == nil || s.Deploy.Resources.Limits.Memory == nil {
+	if s.Deploy.Resources.Limits.CPUs == nil || s.Deploy.Resources.Limits.Memory == "" {
 		t.Error("there is no limit of CPU or memory")
 	}
 	if s.Privileged || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
@@ -145,7 +148,7 @@ func checkService(t *testing.T, p project, name string, s service) {
 	if builds := name == "transportation"; builds != (s.Build != nil) || own && builds == (s.PullPolicy == "never") {
 		t.Errorf("image %s, build %v, pull_policy %q", s.Image, s.Build, s.PullPolicy)
 	}
-	if _, tag, tagged := strings.Cut(s.Image, ":"); !tagged || tag == "latest" {
+	if _, tag, _ := strings.Cut(s.Image, ":"); !own && !strings.Contains(tag, ".") {
 		t.Errorf("the image %s may be another one tomorrow", s.Image)
 	}
 	if own && (!s.ReadOnly || !slices.Equal(s.CapDrop, []string{"ALL"})) {

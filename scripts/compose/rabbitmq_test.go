@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -144,6 +145,31 @@ func TestBackendOfProfileDemo(t *testing.T) {
 	}
 	if text := backend.String(); strings.Contains(text, "ACCESS_REFUSED") {
 		t.Errorf("the broker refused something:\n%s", text)
+	}
+}
+
+// TestMemoryAlarmComesBeforeTheContainersLimit: the broker blocks publishers before the
+// kernel kills it, however much memory the host has.
+func TestMemoryAlarmComesBeforeTheContainersLimit(t *testing.T) {
+	var broker struct {
+		Watermark int64 `json:"vm_memory_high_watermark_limit"`
+	}
+	if err := json.Unmarshal([]byte(theBroker(t).ctl(t, "status", "--formatter", "json")), &broker); err != nil {
+		t.Fatal(err)
+	}
+	p := load(t)
+	number, found := strings.CutSuffix(p.Services["rabbitmq"].Deploy.Resources.Limits.Memory, "G")
+	gigabytes, err := strconv.ParseInt(number, 10, 64)
+	if !found || err != nil {
+		t.Fatalf("the limit is not in G: %v", err)
+	}
+	limit := gigabytes << 30
+	if broker.Watermark < limit/2 || broker.Watermark > limit*6/10 {
+		t.Errorf("publishers are blocked at %d bytes, the container is killed at %d", broker.Watermark, limit)
+	}
+	// As root it could make a cookie that the server can't read.
+	if check := strings.Join(p.Services["rabbitmq"].Healthcheck.Test, " "); strings.Count(check, "gosu rabbitmq rabbitmq-diagnostics ") != strings.Count(check, "rabbitmq-diagnostics ") {
+		t.Errorf("the health check does not run as the server's user: %s", check)
 	}
 }
 
