@@ -470,7 +470,12 @@ func TestReplicasAreAskedOnTheirAdminListener(t *testing.T) {
 			t.Errorf("compose.yaml has no %s", want)
 		}
 	}
-	if prometheus := file(t, "scripts/compose/prometheus/prometheus.yml"); !strings.Contains(prometheus, "port: 9001") {
+	prometheus := file(t, "scripts/compose/prometheus/prometheus.yml")
+	if !strings.Contains(prometheus, "port: 9001") {
 		t.Error("Prometheus does not ask the replicas where ADMIN_ADDR is")
+	}
+	// Found by its name, a target would be forgotten when the container stops.
+	if !strings.Contains(prometheus, "targets: [transportation:8001]") || strings.Contains(prometheus, "names: [transportation]") {
+		t.Error("the instance that is always there is not a fixed target")
 	}
 }
