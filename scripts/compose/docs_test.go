@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,6 +36,18 @@ func TestLinks(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestDemoModeBesideTheEnvFileOfCompose types what the README says to those who have
+// made a .env for the compose stack.
+func TestDemoModeBesideTheEnvFileOfCompose(t *testing.T) {
+	if !strings.Contains(file(t, "README.md"), "`KEY= RABBITMQ_URL= go run ./cmd/chat-transportation`") {
+		t.Fatal("the README does not say how to come back to demo mode")
+	}
+	dir, address := t.TempDir(), "127.0.0.1:"+freePort(t)
+	write(t, dir, ".env", file(t, ".env.example"))
+	launch(t, dir, map[string]string{"KEY": "", "RABBITMQ_URL": "", "HTTP_ADDR": address}, binary)
+	eventually(t, "the demo's page is there", func() bool { return status("http://"+address+"/demo") == http.StatusOK })
 }
 
 // TestOperationsNameOnlyWhatThereIs: variables in the document are read by something,
