@@ -112,6 +112,19 @@ func inPane(pane, what string) string {
 	return `document.querySelector('[data-testid="` + pane + `"] [data-testid="` + what + `"]')`
 }
 
+const fitsSideways = `document.documentElement.scrollWidth <= document.documentElement.clientWidth`
+
+// inReach is true once the element can be scrolled to and nothing covers or clips it.
+func inReach(element string) string {
+	return `(() => {
+		const element = ` + element + `;
+		element?.scrollIntoView({ block: "nearest" });
+		const box = element?.getBoundingClientRect();
+		return box && box.height > 0 && box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight + 1 &&
+			element.contains(document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2));
+	})()`
+}
+
 func TestPagesInABrowser(t *testing.T) {
 	for _, program := range browsers() {
 		p := serveWith(t, nil)
@@ -142,7 +155,35 @@ func TestPagesInABrowser(t *testing.T) {
 			page := openTab(t, program, 390, 800)
 			page.do(chromedp.Navigate(p.url + "/demo?user=3"))
 			page.wait(`document.querySelector('[data-state="open"]') !== null`)
-			page.wait(`document.documentElement.scrollWidth <= document.documentElement.clientWidth`)
+			page.wait(fitsSideways)
+			page.check(host)
+		})
+		t.Run("small screens", func(t *testing.T) {
+			page := openTab(t, program, 320, 568)
+			for _, screen := range [][2]int64{{320, 568}, {375, 667}, {667, 375}, {800, 500}} {
+				page.do(chromedp.EmulateViewport(screen[0], screen[1]), chromedp.Navigate(p.url+"/demo"))
+				page.wait(`document.querySelector('[data-testid="pane-left"]')?.dataset.state === "open"`)
+				page.wait(inReach(inPane("pane-left", "composer")))
+				page.do(chromedp.SendKeys(chromedp.CSS(`[data-testid="pane-left"] [data-testid="composer"]`), "hello\r"))
+				page.wait(inReach(inPane("pane-left", "message") + `?.querySelector(".bubble")`))
+				page.do(chromedp.Click(chromedp.CSS(`[data-testid="pane-left"] [data-testid="frames-toggle"]`)))
+				page.wait(inReach(inPane("pane-left", "frame-list")))
+				page.wait(inReach(inPane("pane-left", "send")))
+				page.wait(fitsSideways)
+			}
+			page.check(host)
+		})
+		t.Run("an id that is none", func(t *testing.T) {
+			page := openTab(t, program, 320, 568)
+			page.do(chromedp.Navigate(p.url + "/demo?user=abc"))
+			page.wait(inPane("pane-left", "fault") + `?.innerText.includes("still user 3")`)
+			page.wait(`document.getElementById(` + inPane("pane-left", "user-id") + `.getAttribute("aria-describedby")).innerText !== ""`)
+			// The greatest id is shown whole, and the message goes.
+			page.wait(`(` + inPane("pane-left", "user-id") + `.value = "") === ""`)
+			page.do(chromedp.SendKeys(chromedp.CSS(`[data-testid="user-id"]`), "9223372036854775807\r"))
+			page.wait(inPane("pane-left", "fault") + `.hidden`)
+			page.wait(inPane("pane-left", "user-id") + `.scrollWidth <= ` + inPane("pane-left", "user-id") + `.clientWidth`)
+			page.wait(fitsSideways)
 			page.check(host)
 		})
 		t.Run("reconnects by itself", func(t *testing.T) {
@@ -156,18 +197,24 @@ func TestPagesInABrowser(t *testing.T) {
 			first.signal(syscall.SIGTERM)
 			first.ended(20 * time.Second)
 			page.wait(`document.querySelector('[data-testid="pane-left"]').dataset.state !== "open"`)
+			page.wait(inPane("pane-left", "close-detail") + `.innerText.startsWith("in ") && !` + inPane("pane-left", "connect-now") + `.hidden`)
+			// Whoever does not want to wait can stop, and it stays stopped.
+			page.do(chromedp.Click(chromedp.CSS(`[data-testid="pane-right"] [data-testid="toggle"]`)))
+			page.wait(`document.querySelector('[data-testid="pane-right"]').dataset.state === "closed"`)
 			// Another key, as after any restart in demo mode: the page needs a new token too.
 			launch(t, nil, map[string]string{"HTTP_ADDR": address})
 			page.wait(`document.querySelector('[data-testid="pane-left"]').dataset.state === "open"`)
+			page.wait(`document.querySelector('[data-testid="pane-right"]').dataset.state === "closed"`)
 			page.check(address)
 		})
 		t.Run("documents", func(t *testing.T) {
 			for _, path := range []string{"/docs", "/docs/asyncapi", "/transportation/docs", "/transportation/docs/asyncapi"} {
-				for _, width := range []int64{1280, 390} {
-					page := openTab(t, program, width, 900)
-					page.do(chromedp.Navigate(p.url + path))
+				page := openTab(t, program, 1280, 900)
+				page.do(chromedp.Navigate(p.url + path))
+				for _, width := range []int64{1280, 390, 320} {
+					page.do(chromedp.EmulateViewport(width, 900))
 					page.wait(`document.readyState === "complete" && /connection[-_]pass/.test(document.body.innerText)`)
-					page.wait(`document.documentElement.scrollWidth <= document.documentElement.clientWidth`)
+					page.wait(fitsSideways)
 					page.check(host)
 				}
 			}

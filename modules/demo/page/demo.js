@@ -157,7 +157,7 @@ class Connection {
       if (round !== this.round) return;
       const left = due - Date.now();
       if (left <= 0) return void this.connect();
-      this.listener.state("waiting", "reconnecting", `${why} · again in ${Math.ceil(left / 1000)} s`);
+      this.listener.state("waiting", "reconnecting", `in ${Math.ceil(left / 1000)} s · ${why}`);
       this.timer = setTimeout(tick, Math.min(left, 500));
     };
     tick();
@@ -197,18 +197,27 @@ class Pane {
     const find = (selector) => this.root.querySelector(selector);
     this.ui = {
       avatar: find(".avatar"), user: find(".user"), peer: find(".peer"), state: find(".state"), detail: find(".detail"),
-      toggle: find(".toggle"), messages: find(".messages"), form: find(".composer"), composer: find("textarea"),
+      toggle: find(".toggle"), now: find(".now"), fault: find(".fault"), messages: find(".messages"), list: find(".list"), form: find(".composer"), composer: find("textarea"),
       log: find(".log"), frames: find(".frames"), count: find(".count"),
     };
     this.root.id = `pane-${name}`;
     this.root.dataset.testid = `pane-${name}`;
     this.ui.composer.id = `composer-${name}`;
     find("[data-for]").htmlFor = this.ui.composer.id;
-    this.ui.user.value = user;
-    this.ui.peer.value = peer;
-
+    this.ui.fault.id = `fault-${name}`;
+    for (const field of [this.ui.user, this.ui.peer]) {
+      field.setAttribute("aria-describedby", this.ui.fault.id);
+      field.addEventListener("input", () => this.fit(field));
+    }
     this.ui.user.addEventListener("change", () => this.changeUser());
     this.ui.peer.addEventListener("change", () => this.changePeer());
+    this.ui.now.addEventListener("click", () => {
+      this.ui.toggle.focus(); // this button goes away
+      this.connectNow();
+    });
+    this.ui.log.addEventListener("toggle", () => {
+      if (this.ui.log.open) this.ui.log.scrollIntoView({ block: "nearest" });
+    });
     this.ui.toggle.addEventListener("click", () => this.toggle());
     this.ui.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -231,6 +240,8 @@ class Pane {
       this.height = this.ui.messages.clientHeight;
       this.follow();
     }).observe(this.ui.messages);
+    this.show(this.ui.user, user);
+    this.show(this.ui.peer, peer);
     this.rename();
     this.start();
   }
@@ -248,32 +259,65 @@ class Pane {
 
   changeUser() {
     const user = this.ui.user.value.trim();
-    this.ui.user.setAttribute("aria-invalid", String(!isUser(user)));
+    this.judge();
     if (!isUser(user) || user === this.user) return;
     this.connection.stop("");
     this.user = user;
-    this.ui.user.value = user;
+    this.show(this.ui.user, user);
     this.own.clear();
     this.known.clear();
     this.outbox = [];
-    this.ui.messages.replaceChildren();
+    this.ui.list.replaceChildren();
     this.rename();
     this.start();
   }
 
   changePeer() {
     const peer = this.ui.peer.value.trim();
-    this.ui.peer.setAttribute("aria-invalid", String(!isUser(peer)));
     if (isUser(peer)) this.peer = peer;
+    this.judge();
   }
 
   setPeer(peer) {
-    this.ui.peer.value = peer;
+    this.show(this.ui.peer, peer);
     this.changePeer();
   }
 
+  // ask takes what the address asks for. A text that is no id is shown and refused, as
+  // if it had been typed.
+  ask(user, peer) {
+    if (user !== null) this.show(this.ui.user, user);
+    if (peer !== null) this.show(this.ui.peer, peer);
+    this.judge();
+  }
+
+  show(field, id) {
+    field.value = id;
+    this.fit(field);
+  }
+
+  // fit makes room for the whole id.
+  fit(field) { field.style.width = `calc(${Math.max(6, field.value.length)}ch + 18px)`; }
+
+  // judge says what is wrong with the ids, and what goes on meanwhile.
+  judge() {
+    const good = [this.ui.user, this.ui.peer].map((field) => {
+      const fine = isUser(field.value.trim());
+      field.setAttribute("aria-invalid", String(!fine));
+      return fine;
+    });
+    const still = [good[0] ? "" : `you are still user ${this.user}`, good[1] ? "" : `nothing can be sent until it is one`].filter(Boolean);
+    const text = still.length ? `A user id is a whole number from 1 to 9223372036854775807; ${still.join(", and ")}.` : "";
+    if (this.ui.fault.textContent !== text) this.ui.fault.textContent = text;
+    this.ui.fault.hidden = !text;
+  }
+
   toggle() {
-    if (this.phase === "open" || this.phase === "connecting") return this.connection.stop("by you");
+    if (this.phase !== "closed") return this.connection.stop("by you");
+    this.connectNow();
+  }
+
+  connectNow() {
     this.connection.attempt = 0;
     this.connection.connect();
   }
@@ -286,8 +330,9 @@ class Pane {
     if (this.ui.state.textContent !== text) this.ui.state.textContent = text;
     this.ui.detail.textContent = detail;
     this.ui.detail.title = detail;
-    const label = { open: "Disconnect", connecting: "Stop", waiting: "Connect now", closed: "Connect" }[phase];
+    const label = { open: "Disconnect", connecting: "Stop", waiting: "Stop", closed: "Connect" }[phase];
     if (this.ui.toggle.textContent !== label) this.ui.toggle.textContent = label;
+    this.ui.now.hidden = phase !== "waiting";
   }
 
   info(text) { this.logFrame("info", "·", text); }
@@ -415,7 +460,7 @@ class Pane {
   }
 
   append(item, always) {
-    const list = this.ui.messages;
+    const list = this.ui.list;
     if (always) this.following = true;
     list.append(item);
     while (list.childElementCount > KEEP_MESSAGES) list.firstElementChild.remove();
@@ -459,10 +504,15 @@ function addTabs(panes) {
     tab.setAttribute("aria-controls", pane.root.id);
     const name = element("span", "", `User ${pane.user}`);
     const unread = element("span", "unread");
-    unread.setAttribute("aria-label", "unread messages");
+    const count = element("span");
+    unread.append(count, element("span", "sr", " unread messages"));
+    unread.hidden = true;
     tab.append(name, unread);
     pane.onUser = () => { name.textContent = `User ${pane.user}`; };
-    pane.onUnread = () => { unread.textContent = pane.unread ? String(pane.unread) : ""; };
+    pane.onUnread = () => {
+      count.textContent = String(pane.unread);
+      unread.hidden = !pane.unread;
+    };
     tab.addEventListener("click", () => show(pane));
     bar.append(tab);
     return tab;
@@ -497,6 +547,7 @@ function main() {
   const place = document.querySelector(".panes");
   if (query.has("user")) {
     const pane = new Pane("left", asked("user", "3"), asked("to", "1"));
+    pane.ask(query.get("user"), query.get("to"));
     document.title = `User ${pane.user} · demo`;
     place.classList.add("single");
     place.replaceChildren(pane.root);
@@ -513,6 +564,8 @@ function main() {
   };
   pair(left, right);
   pair(right, left);
+  left.ask(query.get("left"), null);
+  right.ask(query.get("right"), null);
 }
 
 main();
