@@ -349,7 +349,7 @@ func TestPages(t *testing.T) {
 		{"/docs", demo, []string{`href="./demo"`, `src="./docs/swagger-ui-bundle.js"`, `data-document="./openapi.json"`}, nil},
 		{"/docs/", demo, []string{`href="../demo"`, `src="../docs/swagger-ui-bundle.js"`, `data-document="../openapi.json"`}, nil},
 		{"/transportation/docs", Config{RootPath: "/transportation"}, []string{`data-document="./openapi.json"`}, []string{"demo"}},
-		{"/docs/asyncapi", demo, []string{"</span>/messages/?connection_pass=", "</span>/demo/token", "4408", `id="clientMessage"`, `id="control.disconnect"`, "websocat", "mandatory: true"}, []string{"/transportation/messages"}},
+		{"/docs/asyncapi", demo, []string{"</span>/messages/?connection_pass=", "</span>/demo/token", `-H 'Content-Type: application/json'`, "4408", "closed with 1002", `id="clientMessage"`, `id="control.disconnect"`, "websocat", "mandatory: true"}, []string{"/transportation/messages", "Delivery error. |"}},
 		{"/transportation/docs/asyncapi", Config{RootPath: "/transportation"}, []string{"</span>/transportation/messages/?connection_pass=", "token -user 1", "rabbitmqadmin"}, []string{"/demo"}},
 	} {
 		response, page := serve(t, test.config, "GET", test.target)

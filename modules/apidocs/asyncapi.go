@@ -27,6 +27,7 @@ type asyncChannel struct {
 	Facts       []asyncFact
 	Operations  []asyncOperation
 	CloseCodes  []asyncCloseCode
+	CloseNote   string // the extension x-close-codes-note
 }
 
 // asyncFact is a property of a channel or an operation, from its bindings.
@@ -98,6 +99,7 @@ func readAsyncAPI(source []byte) (asyncDocument, error) {
 func (r *asyncReader) channel(id string, node *yaml.Node) asyncChannel {
 	channel := asyncChannel{
 		ID: id, Title: text(node, "title"), Address: text(node, "address"), Description: text(node, "description"),
+		CloseNote: text(node, "x-close-codes-note"),
 	}
 	if servers := member(node, "servers"); servers != nil && len(servers.Content) > 0 {
 		channel.Protocol = text(r.resolve(servers.Content[0]), "protocol")

@@ -82,7 +82,7 @@ func (l layouts) quickStartOf(p page) markup {
 }
 
 const (
-	demoToken markup = `JWT=$(curl -s -d '{"user_id": 1}' <span data-origin="http">http://localhost:8001</span>{{prefix}}/demo/token | cut -d'"' -f4)`
+	demoToken markup = `JWT=$(curl -s -d '{"user_id": 1}' -H 'Content-Type: application/json' <span data-origin="http">http://localhost:8001</span>{{prefix}}/demo/token | cut -d'"' -f4)`
 	ownToken  markup = `JWT=$(chat-transportation token -user 1)`
 
 	ownBackend markup = `
@@ -132,7 +132,7 @@ func (p page) channel(c asyncChannel) markup {
 			return "\n    <div><dt>" + escape(f.Name) + "</dt><dd>" + escape(f.Value) + "</dd></div>"
 		})+"\n  </dl>"),
 		"operations":  list(c.Operations, operation),
-		"close codes": when(len(c.CloseCodes) > 0, closeCodes(c.CloseCodes)),
+		"close codes": when(len(c.CloseCodes) > 0, closeCodes(c.CloseCodes, c.CloseNote)),
 	})
 }
 
@@ -208,7 +208,7 @@ func example(e asyncExample) markup {
       `, values{"summary": when(e.Summary != "", small(escape(e.Summary))), "JSON": escape(e.JSON)})
 }
 
-func closeCodes(codes []asyncCloseCode) markup {
+func closeCodes(codes []asyncCloseCode, note string) markup {
 	return fill(`
   <h3 id="close-codes">Close codes</h3>
   <p>Those that the service sends are bold; the others come from clients, or stand for a connection that ended without a close frame.</p>
@@ -217,7 +217,8 @@ func closeCodes(codes []asyncCloseCode) markup {
     <tbody>{{rows}}
     </tbody>
   </table></div>
-  `, values{"rows": list(codes, func(c asyncCloseCode) markup {
+  {{note}}
+  `, values{"note": prose(note), "rows": list(codes, func(c asyncCloseCode) markup {
 		return fill(`
       <tr{{class}}><th scope="row">{{code}}</th><td>{{when}}</td><td>{{reason}}</td><td>{{client}}</td></tr>`, values{
 			"class":  when(c.Sent, ` class="own"`),

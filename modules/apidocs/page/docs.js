@@ -12,6 +12,7 @@ if (swagger) {
     defaultModelsExpandDepth: 0,
     displayRequestDuration: true,
     tryItOutEnabled: true,
+    onComplete: () => document.querySelector("#servers")?.setAttribute("aria-label", "Server"),
   });
 }
 
@@ -42,3 +43,14 @@ for (const block of document.querySelectorAll("pre.copy")) {
   block.replaceWith(frame);
   frame.append(block, button);
 }
+
+// What scrolls sideways must be reachable without a mouse; what does not is no stop on the way.
+const scrollers = document.querySelectorAll(".layout pre, .layout .wide");
+const reach = () => {
+  for (const scroller of scrollers) {
+    if (scroller.scrollWidth > scroller.clientWidth) scroller.tabIndex = 0;
+    else scroller.removeAttribute("tabindex");
+  }
+};
+addEventListener("resize", reach);
+reach();
