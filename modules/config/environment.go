@@ -89,11 +89,12 @@ func read(from envconfig.Lookuper) (environment, map[string]string) {
 		from := lookuper{from}
 		if text, found := from.Lookup(variable(field)); found && isInteger(field.Type) {
 			// go-envconfig would take 030 for 24, and 0x1E for 30.
-			if _, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64); err != nil {
+			number, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			if err != nil {
 				unread[variable(field)] = notation(field.Type)
 				continue
 			}
-			from = lookuper{decimal{from}}
+			from = lookuper{envconfig.MapLookuper(map[string]string{variable(field): strconv.FormatInt(number, 10)})}
 		}
 		if err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: alone.Interface(), Lookuper: from}); err != nil {
 			unread[variable(field)] = notation(field.Type)
@@ -102,20 +103,6 @@ func read(from envconfig.Lookuper) (environment, map[string]string) {
 		all.Field(i).Set(alone.Elem().Field(0))
 	}
 	return env, unread
-}
-
-// decimal hides the leading zeros of numbers from go-envconfig, to which they mean
-// another base.
-type decimal struct{ envconfig.Lookuper }
-
-// Lookup implements envconfig.Lookuper.
-func (d decimal) Lookup(key string) (string, bool) {
-	text, found := d.Lookuper.Lookup(key)
-	number, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
-	if err != nil {
-		return text, found
-	}
-	return strconv.FormatInt(number, 10), found
 }
 
 // isInteger reports whether a value of the type is written as a whole number.
