@@ -11,9 +11,9 @@
 // goroutine only between the decision to close and the end. One timer pings all
 // connections. At rest a connection is one goroutine, and a buffer of 512 bytes.
 //
-// The WebSocket library answers the handshake, reads, and writes control frames; the
-// session writes its messages to the wire as whole frames, several at once where they
-// have had to wait.
+// The WebSocket library answers the handshake, reads, and writes pongs; the session
+// writes its messages and every close frame to the wire as whole frames, several at once
+// where they have had to wait.
 //
 // Locks, outermost first: member.turn (held over Open and Close of the inbox),
 // Hub.mu, member.mu, session.mu, and below them round.mu and wire.mu. All but the first
