@@ -6,9 +6,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// lanes is how many goroutines talk to the broker about queues and bindings at the
+// maxLanes is how many goroutines talk to the broker about queues and bindings at the
 // same time. More gain nothing on RabbitMQ, where Mnesia orders the writes.
-const lanes = 8
+const maxLanes = 8
+
+// lanes returns how many lanes a connection has room for: in ScopeUser each has a channel
+// of its own and one that consumers share, and the watch of the exchange has one more.
+func lanes(channelMax uint16) int { return max(1, min(maxLanes, (int(channelMax)-1)/2)) }
 
 // lane is a channel on which queues and bindings are made, never consumed from: an error
 // of one of these methods closes the channel (AMQP 0-9-1, section 4.8.1), which must
@@ -27,8 +31,9 @@ type lane struct {
 type lanePool chan *lane
 
 func newLanePool(s *session, exchange string) lanePool {
-	pool := make(lanePool, lanes)
-	for range lanes {
+	count := lanes(s.conn.Config.ChannelMax) // what has been negotiated
+	pool := make(lanePool, count)
+	for range count {
 		pool <- &lane{session: s, exchange: exchange}
 	}
 	return pool

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/aleksandrshaulskyi/chat-transportation/app"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
 )
 
@@ -124,6 +125,64 @@ func TestProbeChannelLost(t *testing.T) {
 	}
 	if keys := collector.keys(t); len(keys) != 0 {
 		t.Errorf("the alternate exchange got messages under %q", keys)
+	}
+}
+
+// TestWritesRefused: where the broker refuses what clients send, readiness says so, without
+// costing a connection each time, until messages are taken again.
+func TestWritesRefused(t *testing.T) {
+	config := testConfig(rabbittest.URL(t), ScopeUser)
+	backend := dialPeer(t, config.URLs[0])
+	declare := func(internal bool) {
+		if err := backend.channel.ExchangeDeclare(config.DatabaseExchange, amqp.ExchangeDirect, true, false, internal, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	declare(true)
+	p := startPublisher(t, config)
+	eventually(t, "the publisher is connected", func() bool { return p.Available() == nil })
+	first := p.link.session.Load()
+	if err := publishOne(t, p, "m", 10*time.Second); !errors.Is(err, app.ErrBrokerUnavailable) {
+		t.Errorf("a message to an internal exchange was settled with %v", err)
+	}
+	eventually(t, "the publisher is connected again", func() bool {
+		return p.Available() == nil && p.link.session.Load() != first
+	})
+	second := p.link.session.Load()
+	for range 3 {
+		if err := probeAgain(p); !errors.Is(err, app.ErrBrokerUnavailable) || !hasCode(err, amqp.AccessRefused) {
+			t.Errorf("the check returned %v", err)
+		}
+	}
+	if err := backend.channel.ExchangeDelete(config.DatabaseExchange, false, false); err != nil {
+		t.Fatal(err)
+	}
+	declare(false)
+	queue := bindDatabase(t, backend.conn, config.DatabaseExchange)
+	if err := probeAgain(p); err != nil {
+		t.Errorf("once messages are taken the check returned %v", err)
+	}
+	if p.link.session.Load() != second {
+		t.Error("the checks cost the connection")
+	}
+	if err := publishOne(t, p, "m", 10*time.Second); err != nil {
+		t.Errorf("a message was settled with %v", err)
+	}
+	eventually(t, "the message is stored, and no probe", func() bool { return len(queue.stored()) == 1 })
+}
+
+// TestFewChannels: a connection that may have few channels has places for all users.
+func TestFewChannels(t *testing.T) {
+	for _, scope := range []Scope{ScopeUser, ScopeInstance} {
+		t.Run(string(scope), func(t *testing.T) {
+			config := testConfig(rabbittest.URL(t)+"?channel_max=3", scope)
+			x := startInboxes(t, config)
+			eventually(t, "inboxes are connected", func() bool { return x.Available() == nil })
+			openMany(t, x, 1, 3*consumersPerChannel+1)
+			if err := x.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -191,6 +191,9 @@ func (j *judge) decide(item *outgoing) {
 	switch {
 	case item.confirmation.Acked():
 		j.confirmed.Store(clock())
+		if item.mandatory {
+			j.publisher.writesRefused.Store(false)
+		}
 		if item.returned {
 			item.settle(resultReturned, app.ErrUnroutable)
 		} else {

@@ -75,6 +75,10 @@ type Publisher struct {
 	// probesRefused is set for good when the broker's user turns out not to be allowed to
 	// write to the default exchange.
 	probesRefused atomic.Bool
+	// writesRefused is set when the broker has closed the channel over a client's message
+	// since nobody may publish to the database exchange (an internal one), or not this
+	// user, until a message is confirmed.
+	writesRefused atomic.Bool
 
 	mu    sync.Mutex
 	probe *probe // the check that is under way, or nil
@@ -215,7 +219,8 @@ func (p *Publisher) usable() (*publishEpoch, error) {
 // that publish, so unless a confirm came within the last second a message is published
 // that no queue takes: to the default exchange, which can't have an alternate exchange
 // that would collect it; or, where the broker does not allow that, to the database
-// exchange. Concurrent checks share one.
+// exchange, as also after it refused a client's message there. Concurrent checks share
+// one.
 func (p *Publisher) Check(ctx context.Context) error {
 	epoch, err := p.usable()
 	if err != nil {
@@ -261,6 +266,9 @@ func (p *Publisher) ask(epoch *publishEpoch) *probe {
 		p.probe = nil
 		p.mu.Unlock()
 		close(asked.done)
+	}
+	if p.writesRefused.Load() && epoch.tryWriting(answer) {
+		return asked
 	}
 	send := func(verdict func(error)) {
 		p.hand(&outgoing{
@@ -336,9 +344,10 @@ type publishEpoch struct {
 	blocked   atomic.Bool
 	confirmed atomic.Int64 // when the last confirm came, as clock has it; 0: none yet
 
-	mu   sync.RWMutex  // orders enqueue before the end of the epoch
+	mu   sync.RWMutex  // orders enqueue and tryWriting before the end of the epoch
 	over chan struct{} // closed at the end of the epoch
 
+	trials   sync.WaitGroup // of tryWriting
 	queue    chan *outgoing // closed at the end of the epoch
 	window   chan struct{}  // a token for each item that the broker owes a confirm
 	sent     chan *outgoing // from the writer, which closes it, to the judge
@@ -375,14 +384,21 @@ func (p *Publisher) serve(ctx context.Context, s *session) error {
 	case reason := <-e.broken:
 		// The exchange was deleted, say: the next connection looks it up again.
 		if reason != nil {
+			p.noteRefusal(reason)
 			s.end(fmt.Errorf("the channel was closed: %w", reason))
 		} else {
 			s.end(errors.New("the channel was closed"))
 		}
 	}
+	select {
+	case reason := <-e.broken: // the writer may have met the closed channel first
+		p.noteRefusal(reason)
+	default:
+	}
 	p.current.Store(nil)
 	e.close()
 	running.Wait()
+	e.trials.Wait()
 	// The library's reader must not wait for those who listen no more.
 	go func() {
 		for range e.returns {
@@ -393,6 +409,13 @@ func (p *Publisher) serve(ctx context.Context, s *session) error {
 		}
 	}()
 	return nil
+}
+
+// noteRefusal notes why the broker has closed the channel of clients' messages.
+func (p *Publisher) noteRefusal(reason *amqp.Error) {
+	if reason != nil && reason.Code == amqp.AccessRefused {
+		p.writesRefused.Store(true)
+	}
 }
 
 func (e *publishEpoch) open() error {
@@ -437,6 +460,64 @@ func (e *publishEpoch) probes() bool {
 	default:
 	}
 	return false
+}
+
+// tryWriting asks with a probe whether the database exchange takes messages again, on a
+// channel that nothing else depends on, and tells answer. It reports false where the epoch
+// is over.
+func (e *publishEpoch) tryWriting(answer func(error)) bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.isOver() {
+		return false
+	}
+	e.trials.Go(func() {
+		err := e.writeOne()
+		if err == nil {
+			e.publisher.writesRefused.Store(false)
+		}
+		answer(err)
+	})
+	return true
+}
+
+func (e *publishEpoch) writeOne() error {
+	failed := func(err error) error {
+		return fmt.Errorf("%w: try the database exchange, which has refused a message: %w", app.ErrBrokerUnavailable, err)
+	}
+	defer e.session.watch("try the database exchange")()
+	channel, err := e.session.conn.Channel()
+	if err != nil {
+		return failed(err)
+	}
+	refusal := channel.NotifyClose(make(chan *amqp.Error, 1))
+	if err := channel.Confirm(false); err != nil {
+		return failed(err)
+	}
+	probe := amqp.Publishing{DeliveryMode: amqp.Transient, AppId: e.publisher.config.AppID}
+	confirmation, err := channel.PublishWithDeferredConfirm(e.publisher.config.DatabaseExchange, probeKey, false, false, probe)
+	if err != nil {
+		return failed(err)
+	}
+	late := time.NewTimer(probeTimeout)
+	defer late.Stop()
+	select {
+	case <-confirmation.Done():
+	case <-late.C:
+	case <-e.over:
+	}
+	switch {
+	case confirmation.Acked():
+		_ = channel.Close() // the probe has told what there was to learn
+		return nil
+	case channel.IsClosed():
+		if reason := <-refusal; reason != nil {
+			return failed(reason)
+		}
+		return failed(amqp.ErrClosed)
+	}
+	_ = channel.Close()
+	return fmt.Errorf("%w: the broker does not confirm", app.ErrConfirmTimeout)
 }
 
 // enqueue gives the item to the writer, or says why it can't.

@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"errors"
 	"strconv"
 	"sync"
 
@@ -76,10 +77,12 @@ func (q *userQueues) rebind(b *inbox, s *seat, l *lane) (func(), error) {
 	return nil, l.rebind(s.queue, b.user.String())
 }
 
-// place returns a channel of the lane that has a place for one more consumer.
+// place returns a channel of the lane that has a place for one more consumer. Where the
+// connection has no more channels (channel_max), the one with the fewest consumers takes
+// it: users who share a channel with many are better off than users without a queue.
 func (q *userQueues) place(l *lane) (*consumerChannel, error) {
 	alive := l.consumers[:0]
-	var found *consumerChannel
+	var found, least *consumerChannel
 	for _, c := range l.consumers {
 		if c.channel.IsClosed() {
 			continue
@@ -88,6 +91,9 @@ func (q *userQueues) place(l *lane) (*consumerChannel, error) {
 		if found == nil && c.places() > 0 {
 			found = c
 		}
+		if least == nil || c.places() > least.places() {
+			least = c
+		}
 	}
 	clear(l.consumers[len(alive):])
 	l.consumers = alive
@@ -95,6 +101,9 @@ func (q *userQueues) place(l *lane) (*consumerChannel, error) {
 		return found, nil
 	}
 	c, err := openConsumerChannel(q.session, q.owner.config.Prefetch)
+	if errors.Is(err, amqp.ErrChannelMax) && least != nil {
+		return least, nil
+	}
 	if err != nil {
 		return nil, err
 	}
