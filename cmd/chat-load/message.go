@@ -51,7 +51,8 @@ func parseStamp(text []byte) (s stamp, ok bool) {
 		}
 		rest = rest[digits:]
 	}
-	if parts[3] > 1<<63-1 {
+	// A ledger counts up to one more than the greatest number.
+	if parts[2] == 1<<32-1 || parts[3] > 1<<63-1 {
 		return stamp{}, false
 	}
 	return stamp{uint32(parts[0]), uint32(parts[1]), uint32(parts[2]), int64(parts[3])}, true

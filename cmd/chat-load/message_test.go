@@ -7,7 +7,7 @@ import (
 )
 
 func TestMessagesHaveTheSizeAndTheId(t *testing.T) {
-	ids := []stamp{{0, 0, 0, 0}, {1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1<<63 - 1}, {7, 42, 3, time.Now().UnixNano()}}
+	ids := []stamp{{0, 0, 0, 0}, {1<<32 - 1, 1<<32 - 1, 1<<32 - 2, 1<<63 - 1}, {7, 42, 3, time.Now().UnixNano()}}
 	for _, size := range []int{minBytes, 400, 5000, maxBytes} {
 		for _, id := range ids {
 			for _, user := range []int64{1, 1<<63 - 1} {
@@ -64,6 +64,7 @@ func TestStampOf(t *testing.T) {
 		`{"client_message_id":"load.1.2.3."}`:                    false,
 		`{"client_message_id":"load.1.2.-3.4"}`:                  false,
 		`{"client_message_id":"load.4294967296.2.3.4"}`:          false,
+		`{"client_message_id":"load.1.2.4294967295.4"}`:          false,
 		`{"client_message_id":"1.2.3.4"}`:                        false,
 		`{"client_message_id":load.1.2.3.4}`:                     false,
 		`{"client_message_id":"load.1.2.3.9999999999999999999"}`: false,
