@@ -55,7 +55,8 @@ var errWouldBlock = errors.New("the socket takes no more at the moment")
 // what.
 //
 // Nothing but a frame that has begun holds a frame up: pings and pongs that meet one are
-// owed, and whoever has written it writes them next.
+// owed, and whoever has written it writes them next. What is owed by then waits for who
+// waits already, or a client that pings without end would get no message.
 type wire struct {
 	net.Conn
 	raw          syscall.RawConn // nil where the system offers no writing without waiting
@@ -82,6 +83,8 @@ type wire struct {
 	busy      bool
 	free      sync.Cond
 	closeSent bool
+	// waiting is how many wait for free, and will be busy.
+	waiting int
 	// owed are whole pings and pongs that wait to be written. pings says that a ping is
 	// among them.
 	owed  []byte
@@ -178,7 +181,7 @@ func (w *wire) owe(frame []byte, ping bool) {
 	}
 	w.owed = append(w.owed, frame...)
 	w.pings = w.pings || ping
-	if !w.busy {
+	if !w.busy && w.waiting == 0 {
 		w.busy = true
 		w.pay()
 	}
@@ -188,9 +191,11 @@ func (w *wire) owe(frame []byte, ping bool) {
 func (w *wire) take() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.waiting++
 	for w.busy {
 		w.free.Wait()
 	}
+	w.waiting--
 	w.busy = true
 }
 
@@ -212,6 +217,12 @@ func (w *wire) release() {
 	w.pay()
 }
 
+// pass ends being busy, for who waits. The caller holds mu and is busy.
+func (w *wire) pass() {
+	w.busy = false
+	w.free.Signal()
+}
+
 // pay writes what is owed and ends being busy; or a goroutine does, where the socket takes
 // no more. The caller holds mu and is busy.
 func (w *wire) pay() {
@@ -230,11 +241,10 @@ func (w *wire) pay() {
 			w.pinged.Store(int64(now))
 		}
 	}
-	w.busy = false
-	w.free.Signal()
+	w.pass()
 }
 
-// payLate goes on with pay.
+// payLate goes on with pay, and then lets those write who have come meanwhile.
 func (w *wire) payLate(owed []byte, pings bool, began time.Duration) {
 	err := w.writeWithin(owed, time.Now().Add(w.writeTimeout))
 	switch {
@@ -243,7 +253,13 @@ func (w *wire) payLate(owed []byte, pings bool, began time.Duration) {
 	case pings:
 		w.pinged.Store(int64(began))
 	}
-	w.release()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting > 0 {
+		w.pass()
+	} else {
+		w.pay()
+	}
 }
 
 // writeWithin writes all of p before the deadline. The caller is busy.

@@ -125,6 +125,50 @@ func TestControlFramesMeetAMessage(t *testing.T) {
 	})
 }
 
+// TestPongsDoNotHoldAMessageUp: a client that pings without end, and takes the pongs but
+// slowly, gets its message all the same.
+func TestPongsDoNotHoldAMessageUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		const writeTimeout = 10 * time.Second
+		w := newWire(near, writeTimeout)
+		pong := []byte{finalBit | 0xa, 2, 'h', 'i'}
+		if _, err := w.Write(pong); err != nil {
+			t.Fatal(err)
+		}
+		b, _ := batches.Get().(*batch)
+		b.add(outgoing{errors: []byte("message")})
+		written := make(chan error, 1)
+		go func() {
+			err := b.write(w, true)
+			b.release(w)
+			written <- err
+		}()
+		synctest.Wait()
+		began := time.Now()
+		for sent := false; !sent && time.Since(began) < 10*time.Minute; {
+			for range 10 {
+				_, _ = w.Write(pong)
+			}
+			if _, err := far.Read(make([]byte, 64)); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Second / 2)
+			select {
+			case err := <-written:
+				if err != nil {
+					t.Error(err)
+				}
+				sent = true
+			default:
+			}
+		}
+		took(t, "the message is written", began, 0, 2*writeTimeout)
+		w.cut()
+		_ = far.Close()
+	})
+}
+
 // TestNothingFollowsACloseFrame: RFC 6455, section 5.5.1.
 func TestNothingFollowsACloseFrame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
