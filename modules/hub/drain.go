@@ -54,7 +54,7 @@ func (d *Drain) Stop(ctx context.Context) error {
 			break
 		}
 		closing.Go(func() {
-			h.retire(s, min(retireTimeout, budget/8), lastClose)
+			h.retire(cutting, s, min(retireTimeout, budget/8), lastClose)
 			deadline := time.Now().Add(h.config.ConfirmTimeout + settleGrace)
 			if deadline.After(lastClose) {
 				deadline = lastClose
@@ -66,7 +66,7 @@ func (d *Drain) Stop(ctx context.Context) error {
 	case <-gone:
 	case <-cutting.Done():
 	}
-	closing.Wait() // which does not outlast lastClose
+	closing.Wait() // which outlasts neither lastClose nor cutting
 	left := h.list()
 	for _, s := range left {
 		s.cut()

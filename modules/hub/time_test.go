@@ -636,6 +636,22 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// A drain that is called off does not wait for the broker any more.
+func TestDrainIsCalledOff(t *testing.T) {
+	inBubble(t, func(h *house) {
+		h.inboxes.closing = func(domain.UserID) { <-time.After(5 * time.Second) }
+	}, func(t *testing.T, h *house) {
+		h.open(1)
+		began := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(100*time.Millisecond, cancel)
+		if err := NewDrain(h.hub).Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		took(t, "drained", began, 100*time.Millisecond, 100*time.Millisecond)
+	})
+}
+
 func TestDrainOfNothing(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, h *house) {
 		drain := NewDrain(h.hub)

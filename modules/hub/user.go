@@ -140,8 +140,9 @@ func (h *Hub) leave(s *session) {
 // retire is for a session that a drain is about to close: where all of its user's other
 // connections are about to be closed too, the inbox goes first, so that nothing is taken
 // from the broker for a connection that is past its close frame. It returns when the
-// inbox is gone, at the deadline, or when for the time of patience nothing has come of it.
-func (h *Hub) retire(s *session, patience time.Duration, deadline time.Time) {
+// inbox is gone, at the deadline, at the end of ctx, or when for the time of patience
+// nothing has come of it.
+func (h *Hub) retire(ctx context.Context, s *session, patience time.Duration, deadline time.Time) {
 	h.mu.Lock()
 	m := h.users[s.user] // the session itself may be joining just now
 	h.mu.Unlock()
@@ -160,6 +161,8 @@ func (h *Hub) retire(s *session, patience time.Duration, deadline time.Time) {
 		timer := time.NewTimer(min(patience, time.Until(deadline)))
 		select {
 		case <-retired:
+			more = false
+		case <-ctx.Done():
 			more = false
 		case <-timer.C:
 			last := received
