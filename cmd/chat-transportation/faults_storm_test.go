@@ -143,12 +143,15 @@ func (p *instance) tryToComeBack(t *testing.T, web *http.Client, counted *return
 	t.Cleanup(func() { _ = b.conn.Close() })
 	go func() {
 		for {
-			opcode, _, err := b.next()
+			opcode, payload, err := b.next()
 			if err != nil {
 				return
 			}
-			if opcode == opText {
+			switch opcode {
+			case opText:
 				hear()
+			case opPing: // thousands may need longer than two ping intervals
+				_, _ = b.conn.Write(bareFrame(bitFinal|opPong, payload))
 			}
 		}
 	}()
