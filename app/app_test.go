@@ -489,16 +489,3 @@ func TestCloseCodes(t *testing.T) {
 		seen[row.Code] = true
 	}
 }
-
-func BenchmarkAppendEntity(b *testing.B) {
-	id, _ := domain.NewClientMessageID("7b1f6f0e-4b8e-4a58-9d7c-0a3c7f0a1b2c")
-	chat, _ := domain.NewChatID("general")
-	one, _ := domain.NewUserID(1)
-	two, _ := domain.NewUserID(2)
-	m := domain.NewMessage(one, id, chat, two, strings.Repeat("x", 120), time.Now())
-	var buffer []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		buffer, _ = AppendEntity(buffer[:0], m)
-	}
-}

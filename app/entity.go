@@ -2,6 +2,7 @@ package app
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -26,6 +27,9 @@ func AppendEntity(dst []byte, m domain.Message) ([]byte, error) {
 			dst, err = jsontext.AppendQuote(dst, text)
 		}
 	}
+	// What is not the texts takes 237 bytes at most; what must be escaped in them makes the
+	// buffer grow.
+	dst = slices.Grow(dst, 240+len(m.ClientMessageID().String())+len(m.ChatID().String())+len(m.Body()))
 	dst = append(dst, `{"id":null,"client_message_id":`...)
 	quote(m.ClientMessageID().String())
 	dst = append(dst, `,"chat_id":`...)

@@ -253,21 +253,3 @@ func FuzzDecodeFrame(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkDecodeFrame(b *testing.B) {
-	data := []byte(goodFrame)
-	b.ReportAllocs()
-	b.SetBytes(int64(len(data)))
-	for b.Loop() {
-		if _, err := decodeFrame(data); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkErrorFrame(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		errorFrame(titleDelivery, "The message broker is unavailable.", reply{"m-1", true})
-	}
-}
