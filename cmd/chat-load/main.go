@@ -11,6 +11,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -50,6 +54,7 @@ func command(ctx context.Context, arguments []string, lookup func(string) (strin
 	if p.quiet {
 		progress = io.Discard
 	}
+	defer collectLess(lookup)()
 	result, err := run(ctx, p, progress)
 	if err != nil {
 		fmt.Fprintln(stderr, "chat-load:", err)
@@ -68,4 +73,39 @@ func command(ctx context.Context, arguments []string, lookup func(string) (strin
 		return exitFailed
 	}
 	return exitOK
+}
+
+// collectorVariable is the Go runtime's own: who sets it has decided.
+const collectorVariable = "GOGC"
+
+// generatorPercent is the GOGC of the processes that generate load. Go's default lets
+// their heap, which is mostly buffers of connections, be collected so often that it shows
+// in what is measured: the 99th percentile of a round trip over 1,000 connections is 3 ms
+// with the collector off and 4 ms with the default. There is no memory limit besides:
+// a heap that outgrew it would be collected without end. GOMEMLIMIT sets one.
+const generatorPercent = 400
+
+// collectLess makes this process collect its garbage less often, unless the environment
+// says how often. It returns what undoes that.
+func collectLess(lookup func(string) (string, bool)) (undo func()) {
+	if value, ok := lookup(collectorVariable); ok && value != "" {
+		return func() {}
+	}
+	before := debug.SetGCPercent(generatorPercent)
+	return func() { debug.SetGCPercent(before) }
+}
+
+// workerEnvironment returns the environment of a worker process. A worker that generates
+// load collects less, like this process. One that is the floor does not: it is compared
+// with the gateway, which runs with Go's default.
+func workerEnvironment(environment []string, target string) []string {
+	environment = append(slices.Clone(environment), workerVariable+"=1")
+	decided := slices.ContainsFunc(environment, func(entry string) bool {
+		name, value, _ := strings.Cut(entry, "=")
+		return name == collectorVariable && value != ""
+	})
+	if target == targetAMQP || decided {
+		return environment
+	}
+	return append(environment, collectorVariable+"="+strconv.Itoa(generatorPercent))
 }

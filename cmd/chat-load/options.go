@@ -133,6 +133,10 @@ and mind WS_MAX_CONNECTIONS_PER_USER (16) and the limit of open files (ulimit -n
 gateway, the broker and this program. One source address has some 28,000 ports: for
 more connections to one address use -source-addresses.
 
+So that its own garbage collector does not show in the latencies, this program runs
+with GOGC=400 where the variable GOGC is not set. The floor's consumers, -target amqp,
+run with what the environment says, which is Go's default for them as for the gateway.
+
 A progress line goes to stderr, the result to stdout. The exit code is 0 when all went
 well; 1 when a message was lost, came twice, out of order or to the wrong user, when a
 connection failed or was ended by the other side; 2 for a wrong command line.

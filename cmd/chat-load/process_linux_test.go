@@ -4,8 +4,13 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
 )
 
 func TestParseUsage(t *testing.T) {
@@ -58,5 +63,34 @@ func TestListenerIsFound(t *testing.T) {
 	}
 	if pids := appendListener(nil, "192.0.2.1:80"); pids != nil {
 		t.Errorf("another machine's listener is looked for here: %v", pids)
+	}
+}
+
+// The worker that is compared with the gateway runs with Go's default, the others not.
+func TestCollectorOfWorkers(t *testing.T) {
+	t.Setenv(collectorVariable, "") // which is what a shell without it gives
+	stamp := strconv.FormatInt(time.Now().UnixNano(), 10)
+	for target, want := range map[string]string{targetGateway: "GOGC=400", targetWebSTOMP: "GOGC=400", targetAMQP: "GOGC="} {
+		config := CrewConfig{Target: target, Key: []byte(secret), Algorithm: "HS256", FirstUser: 1, To: 1, PerUser: 1, Envelope: envelopeConfig{330, time.Now()}, Scope: scopeUser}
+		if target == targetAMQP {
+			config.AMQP = brokerConfig{rabbittest.URL(t), "load-" + stamp + "-websockets", "load-" + stamp + "-database"}
+		}
+		it, err := startWorker(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		environment, err := os.ReadFile("/proc/" + strconv.Itoa(it.pid()) + "/environ")
+		if closed := it.Close(); err != nil || closed != nil {
+			t.Fatal(err, closed)
+		}
+		var got []string
+		for entry := range strings.SplitSeq(string(environment), "\x00") {
+			if strings.HasPrefix(entry, collectorVariable+"=") {
+				got = append(got, entry)
+			}
+		}
+		if !slices.Equal(got, []string{want}) {
+			t.Errorf("%s: %q, want %q", target, got, want)
+		}
 	}
 }

@@ -155,7 +155,7 @@ func startWorker(ctx context.Context, config CrewConfig) (*remote, error) {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	process := exec.Command(program)
-	process.Env = append(os.Environ(), workerVariable+"=1")
+	process.Env = workerEnvironment(os.Environ(), config.Target)
 	process.Stderr = os.Stderr
 	in, err := process.StdinPipe()
 	if err != nil {
