@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,18 +27,19 @@ type site struct {
 	amqp    string
 	scope   string
 	address string
-	prefix  string // of the exchanges
-	process *exec.Cmd
+	prefix  string    // of the exchanges
+	extra   []string  // variables of the gateway
+	process *exec.Cmd // nil while the gateway is stopped
 	log     bytes.Buffer
 }
 
-func newSite(t *testing.T, scope string) *site {
+func newSite(t *testing.T, scope string, extra ...string) *site {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, amqp: rabbittest.URL(t), scope: scope, address: listener.Addr().String(), prefix: fmt.Sprintf("load-%d-", time.Now().UnixNano())}
+	s := &site{t: t, amqp: rabbittest.URL(t), scope: scope, extra: extra, address: listener.Addr().String(), prefix: fmt.Sprintf("load-%d-", time.Now().UnixNano())}
 	if err := listener.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,11 +53,11 @@ func (s *site) start() {
 	s.process = exec.Command(gatewayProgram(s.t))
 	s.process.Dir = s.t.TempDir()
 	s.process.Stderr = &s.log
-	s.process.Env = []string{
+	s.process.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HTTP_ADDR=" + s.address, "KEY=" + secret, "RABBITMQ_URL=" + s.amqp, "QUEUE_SCOPE=" + s.scope,
 		"WEBSOCKETS_EXCHANGE_NAME=" + s.prefix + "websockets", "DATABASE_EXCHANGE_NAME=" + s.prefix + "database",
 		"PASS_REQUESTS_PER_MINUTE=0", "WS_MESSAGES_PER_SECOND=0", "SHUTDOWN_DRAIN_WINDOW=200ms", "LOG_LEVEL=warn",
-	}
+	}, s.extra...)
 	if err := s.process.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -72,20 +74,33 @@ func (s *site) start() {
 }
 
 func (s *site) stop() {
+	if s.process == nil {
+		return
+	}
 	_ = s.process.Process.Signal(syscall.SIGTERM)
 	if err := s.process.Wait(); err != nil {
 		s.t.Errorf("the gateway: %v\n%s", err, &s.log)
 	}
+	s.process = nil
+}
+
+// kill ends the gateway as a crash does.
+func (s *site) kill() {
+	_ = s.process.Process.Kill()
+	_ = s.process.Wait()
+	s.process = nil
 }
 
 // load runs the program against the site and returns its exit code and its result.
 func (s *site) load(ctx context.Context, line string) (int, *report) {
 	s.t.Helper()
-	arguments := append(strings.Fields(line), "-json", "-amqp", s.amqp, "-websockets-exchange", s.prefix+"websockets",
+	scenario, flags, _ := strings.Cut(line, " ")
+	arguments := append([]string{scenario}, "-json", "-amqp", s.amqp, "-websockets-exchange", s.prefix+"websockets",
 		"-database-exchange", s.prefix+"database", "-settle", "0s", "-drain", "10s")
 	if !strings.Contains(line, "-target") {
 		arguments = append(arguments, "-url", "http://"+s.address)
 	}
+	arguments = append(arguments, strings.Fields(flags)...) // the last word on a flag counts
 	var out, messages bytes.Buffer
 	code := command(ctx, arguments, withKey, nil, &out, &messages)
 	r := new(report)
@@ -252,5 +267,30 @@ func TestTableOfARun(t *testing.T) {
 	}
 	if strings.Contains(out.String(), secret) || strings.Contains(messages.String(), secret) {
 		t.Error("the key is printed")
+	}
+}
+
+// A gateway without room accepts an upgrade and closes with 1013: nobody has connected.
+func TestTurnedAwayByTheGateway(t *testing.T) {
+	for variable, line := range map[string]string{
+		"WS_MAX_CONNECTIONS=6":          "-users 10",
+		"WS_MAX_CONNECTIONS_PER_USER=2": "-users 3 -connections-per-user 3 -workers 3",
+	} {
+		t.Run(variable, func(t *testing.T) {
+			s := newSite(t, scopeInstance, variable)
+			// The check that follows waits for messages to those who were turned away, and
+			// so for the close frames.
+			code, r := s.load(t.Context(), "idle -duration 1ms -patience 0s -drain 2s "+line)
+			failed := uint64(r.Connections - 6)
+			if code != exitFailed || r.Connect.Connected != 6 || r.Connect.Failed != failed || r.Connect.Faults["closed at once with 1013"] != failed || len(r.Connect.Faults) != 1 {
+				t.Errorf("exit code %d, %+v", code, r.Connect)
+			}
+			if want := []string{fmt.Sprintf("%d connects failed", failed)}; !slices.Equal(r.Problems, want) || len(r.Closes) != 0 {
+				t.Errorf("problems %q, closes %v; want %q", r.Problems, r.Closes, want)
+			}
+			if m := r.Messages; m == nil || m.Sent != uint64(r.Users) || m.Expected != 6 || m.Received != 6 || m.Lost != 0 {
+				t.Errorf("%+v", m)
+			}
+		})
 	}
 }

@@ -142,7 +142,7 @@ func (c *connectReport) turnAway(n uint64) {
 	if c.Faults == nil {
 		c.Faults = make(map[string]uint64)
 	}
-	c.Faults["closed at once with 1013"] += n
+	c.Faults[errTurnedAway.Error()] += n
 	if c.Seconds > 0 {
 		c.PerSecond = float64(c.Connected) / c.Seconds
 	}

@@ -105,8 +105,13 @@ type client struct {
 	outgoing outgoing
 }
 
-// errClosed ends a reader after a close frame.
-var errClosed = errors.New("closed")
+// errClosed ends a reader after a close frame, errTurnedAway after one that says that there
+// was no room. Whether that one comes along with the upgrade or after it is chance, so it
+// counts under one name.
+var (
+	errClosed     = errors.New("closed")
+	errTurnedAway = fmt.Errorf("%w at once with %d", errClosed, closeTryAgain)
+)
 
 // open connects the client, which is not connected.
 func (c *client) open(ctx context.Context) error {
@@ -171,6 +176,9 @@ func (c *client) greet(ctx context.Context, conn net.Conn, rest []byte) error {
 		err := c.frames.feed(rest, c)
 		if err != nil {
 			// Accepted only to be turned away: that is no connection.
+			if errors.Is(err, errTurnedAway) {
+				return err
+			}
 			return fmt.Errorf("turned away: %w", err)
 		}
 		return nil
@@ -293,10 +301,14 @@ func (c *client) control(opcode byte, payload []byte) error {
 		leaving := c.leaving
 		c.writing.Unlock()
 		if !leaving {
-			if !c.turnedAway(code) {
+			away := c.turnedAway(code)
+			if !away {
 				c.crew.closed(code)
 			}
 			_ = c.write(appendFrame(nil, opClose, payload[:min(len(payload), 2)]))
+			if away {
+				return errTurnedAway
+			}
 		}
 		return fmt.Errorf("%w with %d", errClosed, code)
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -262,6 +264,65 @@ func TestClosesOfTheOtherSideAreCounted(t *testing.T) {
 	// Nobody is left to send.
 	if err := s.Send(t.Context(), SendOrder{Rate: 1000, Duration: time.Minute}); err != nil || s.Progress().Sent != 0 {
 		t.Errorf("%d sent, %v", s.Progress().Sent, err)
+	}
+}
+
+// Whether the close frame comes along with the upgrade or after it, the client has not
+// connected, and the other side has not ended a connection.
+func TestTurnedAwayRightAfterTheUpgrade(t *testing.T) {
+	frame := "\x88\x02" + string(binary.BigEndian.AppendUint16(nil, closeTryAgain))
+	for name, together := range map[string]bool{"with the upgrade": true, "after the upgrade": false} {
+		t.Run(name, func(t *testing.T) {
+			upgraded := make(chan struct{})
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodPost {
+					fmt.Fprint(w, `{"connection_pass":"x"}`)
+					return
+				}
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer func() { _ = conn.Close() }()
+				answer := strings.ReplaceAll(upgradeAnswer+"\r\n", "$accept", acceptKey(r.Header.Get("Sec-WebSocket-Key")))
+				if together {
+					_, _ = io.WriteString(conn, answer+frame)
+				} else {
+					_, _ = io.WriteString(conn, answer)
+					<-upgraded
+					_, _ = io.WriteString(conn, frame)
+				}
+				_, _ = io.Copy(io.Discard, conn) // the client's close frame, and its end
+			}))
+			defer server.Close()
+			s, err := newSockets(CrewConfig{
+				Target: targetGateway, URLs: []string{server.URL}, Key: []byte(secret), Algorithm: "HS256",
+				FirstUser: 10, To: 1, PerUser: 1, Run: 5, Envelope: envelopeConfig{330, time.Now()},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			result, err := s.Connect(t.Context(), atOnce)
+			close(upgraded)
+			if err != nil || (result.Connected == 0) != together {
+				t.Errorf("%+v, %v", result, err)
+			}
+			eventually(t, "it is turned away", func() bool {
+				now := s.Progress()
+				return now.Connected == 0 && now.TurnedAway == result.Connected
+			})
+			c := newConnectReport(result)
+			c.turnAway(s.Progress().TurnedAway)
+			if c.Connected != 0 || c.Failed != 1 || c.Faults["closed at once with 1013"] != 1 || len(c.Faults) != 1 {
+				t.Errorf("%+v", c)
+			}
+			// It is owed nothing.
+			if o, _ := s.Reconcile(t.Context(), []uint32{3}); len(o.Closes) != 0 || o.Tally != (tally{}) {
+				t.Errorf("%+v", o)
+			}
+		})
 	}
 }
 
