@@ -232,6 +232,16 @@ func TestRunsThatCanNotBe(t *testing.T) {
 	}
 }
 
+// The message that checks each connection belongs to other scenarios: here it would pass for
+// the answer that a connection waits for.
+func TestRoundTripsWithoutAnswersAreNotChecked(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	code, r := s.load(t.Context(), "roundtrip -users 3 -messages 3 -rate flood -drain 1s -database-exchange "+s.prefix+"elsewhere")
+	if m := r.Messages; code != exitFailed || m == nil || m.Sent != 3 || m.Refused != 3 || m.RefusedStored != 0 || m.Received != 0 {
+		t.Errorf("exit code %d: %+v, %q", code, m, r.Problems)
+	}
+}
+
 // What the broker takes from nobody is refused, not lost: here no queue is bound, since
 // the backend's is on another exchange.
 func TestRefusedByTheBroker(t *testing.T) {
