@@ -72,6 +72,9 @@ func newPeer(ctx context.Context, plan plan) (*peer, error) {
 // lookInterval is how often deliver looks whether anybody is connected.
 const lookInterval = 50 * time.Millisecond
 
+// errNobody ends a delivery that nobody is left to receive.
+var errNobody = errors.New("nobody is connected any more")
+
 // deliver publishes messages for the users in turn, until the order is done or ctx ends.
 // received says how many have arrived at connections. It ends with an error when nobody is
 // connected any more: what would come of the rest is known.
@@ -91,7 +94,7 @@ func (p *peer) deliver(ctx context.Context, order SendOrder, received func() uin
 		}
 		if time.Since(looked) >= lookInterval {
 			if looked = time.Now(); connected() == 0 {
-				return fmt.Errorf("nobody is connected any more: publishing stopped after %d messages", p.total.Load())
+				return fmt.Errorf("%w: publishing stopped after %d messages", errNobody, p.total.Load())
 			}
 		}
 		if size > 0 {

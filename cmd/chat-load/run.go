@@ -244,8 +244,10 @@ func (r *runner) delivery(ctx context.Context, order SendOrder) error {
 	received := func() uint64 { return r.company.Progress().Received }
 	began := time.Now()
 	err := r.peer.deliver(ctx, order, received, func() int64 { return r.company.Progress().Connected })
-	r.enter("draining")
-	r.drain(received, func() uint64 { return r.peer.total.Load() * uint64(r.plan.perUser) })
+	if !errors.Is(err, errNobody) { // else nothing more can come
+		r.enter("draining")
+		r.drain(received, func() uint64 { return r.peer.total.Load() * uint64(r.plan.perUser) })
+	}
 	r.report.span(began, r.company.Progress().LastArrive)
 	return err
 }
