@@ -56,7 +56,9 @@ func per100k(p *processReport) (float64, bool) {
 func perConnection(p *processReport) (float64, bool) {
 	return p.RSSPerConnection / 1024, p.RSSPerConnection > 0
 }
-func cpuPercent(p *processReport) (float64, bool) { return p.CPUPercent, true }
+
+// cpuPercent is not that of a process that ended: it may not have been seen at work.
+func cpuPercent(p *processReport) (float64, bool) { return p.CPUPercent, !p.Gone }
 
 func latencyFigure(name string, of func(*latencyReport) float64) figure {
 	return figure{name, 2, func(r *report) (float64, bool) {

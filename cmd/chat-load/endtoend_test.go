@@ -280,6 +280,59 @@ func TestTableOfARun(t *testing.T) {
 	}
 }
 
+// A gateway that dies ends a delivery at once, since nobody is left to receive, and what
+// it had used is not made up.
+func TestGatewayThatDies(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	for i, c := range []struct{ line, until string }{
+		{"delivery -users 5 -duration 10m -rate 200", `websocket_messages_delivered_total [1-9]`},
+		{"delivery -users 5 -duration 10m -rate flood -workers 2", `websocket_messages_delivered_total [1-9]`},
+		{"inbound -users 5 -duration 10m -rate 200 -drain 1s", `websocket_messages_received_total\{result="accepted"\} [1-9]`},
+	} {
+		if i > 0 {
+			s.start()
+		}
+		gateway := s.process.Process.Pid
+		type outcome struct {
+			code   int
+			report *report
+		}
+		done := make(chan outcome, 1)
+		go func() {
+			code, r := s.load(t.Context(), c.line)
+			done <- outcome{code, r}
+		}()
+		eventually(t, c.until, func() bool { return s.shows(`websocket_hub_active_connections 5$`) && s.shows(c.until) })
+		http.DefaultClient.CloseIdleConnections()
+		s.kill()
+		o := <-done
+		r := o.report
+		if o.code != exitFailed || r.OK || r.Interrupted || r.Closes["1006"] != 5 || r.Connect.Connected != 5 {
+			t.Errorf("%s: exit code %d, %+v", c.line, o.code, r)
+		}
+		if r.Scenario == scenarioDelivery && !slices.ContainsFunc(r.Problems, func(problem string) bool {
+			return strings.HasPrefix(problem, "nobody is connected any more: publishing stopped after ")
+		}) {
+			t.Errorf("%s: problems %q", c.line, r.Problems)
+		}
+		if runtime.GOOS != "linux" {
+			continue // nothing is measured
+		}
+		if p := r.Gateway; p == nil || !p.Gone || !slices.Equal(p.PIDs, []int{gateway}) {
+			t.Errorf("%s: the gateway's figures are %+v", c.line, p)
+		} else if p.CPUSeconds < 0 || p.CPUPercent < 0 || p.CPUPercent > 100*float64(runtime.NumCPU()+1) || p.ConnectCPU < 0 || p.RSSBefore <= 0 || p.RSSConnected <= 0 || p.RSSAfter <= 0 || p.CPUPer100k != nil {
+			t.Errorf("%s: the gateway's figures are %+v", c.line, p)
+		}
+		if r.Tool == nil || r.Tool.Gone || r.Broker != nil && r.Broker.Gone {
+			t.Errorf("%s: others are gone too: %+v, %+v", c.line, r.Tool, r.Broker)
+		}
+		var table bytes.Buffer
+		if err := r.writeTable(&table); err != nil || strings.Count(table.String(), "it is gone") != 1 {
+			t.Errorf("%s: %v\n%s", c.line, err, &table)
+		}
+	}
+}
+
 // A gateway without room accepts an upgrade and closes with 1013: nobody has connected.
 func TestTurnedAwayByTheGateway(t *testing.T) {
 	for variable, line := range map[string]string{

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -185,5 +186,40 @@ func TestTurnedAwayIsNotConnected(t *testing.T) {
 	c.turnAway(14)
 	if c.Connected != 80 || c.Failed != 20 || c.PerSecond != 40 || c.Faults["closed at once with 1013"] != 14 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// What a process that has ended used is set against the time in which it was there.
+func TestFiguresOfAProcessThatEnded(t *testing.T) {
+	began := time.Unix(1000, 0)
+	at := func(seconds int, cpu time.Duration, rss int64, gone bool, seen int) moment {
+		return moment{
+			at: began.Add(time.Duration(seconds) * time.Second), gateway: usage{cpu, rss}, known: [3]bool{true}, gone: [3]bool{gone},
+			seen: [3]time.Time{began.Add(time.Duration(seen) * time.Second)},
+		}
+	}
+	for name, c := range map[string]struct {
+		scenario       string
+		connected, end moment
+		want           processReport
+	}{
+		"there": {scenarioDelivery, at(0, 1*time.Second, 300, false, 0), at(20, 3*time.Second, 400, false, 20),
+			processReport{SeenSeconds: 20, CPUSeconds: 2, CPUPercent: 10, ConnectCPU: 1, RSSBefore: 200, RSSConnected: 300, RSSAfter: 400}},
+		"ends in the middle": {scenarioDelivery, at(0, 1*time.Second, 300, false, 0), at(20, 3*time.Second, 400, true, 4),
+			processReport{Gone: true, SeenSeconds: 4, CPUSeconds: 2, CPUPercent: 50, ConnectCPU: 1, RSSBefore: 200, RSSConnected: 300, RSSAfter: 400}},
+		"ends before the scenario": {scenarioIdle, at(0, 1*time.Second, 300, true, -3), at(20, 1*time.Second, 300, true, -3),
+			processReport{Gone: true, ConnectCPU: 1, RSSBefore: 200, RSSConnected: 300, RSSAfter: 300}},
+	} {
+		r := newReport(plan{scenario: c.scenario})
+		r.Seconds, r.Connect, r.Messages = 20, &connectReport{Connected: 10}, &messageReport{Received: 1000}
+		r.measure(map[string]moment{markBefore: at(-5, 0, 200, false, -5), markConnected: c.connected, markBegin: c.connected, markEnd: c.end})
+		if got := *r.Gateway; (got.CPUPer100k != nil) == c.want.Gone {
+			t.Errorf("%s: CPU a message is %v", name, got.CPUPer100k)
+		} else if got.CPUPer100k = nil; !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+		if _, known := cpuPercent(r.Gateway); known == c.want.Gone {
+			t.Errorf("%s: compared: %v", name, known)
+		}
 	}
 }

@@ -37,14 +37,15 @@ func parseUsage(stat, statm []byte) (usage, error) {
 	}
 	fields, sizes := strings.Fields(string(stat[end+1:])), strings.Fields(string(statm))
 	const firstField, utime, stime = 3, 14, 15
-	// One that has ended and waits for its parent holds no memory.
+	// One that has ended waits for its parent, and holds no memory any more.
 	if len(fields) <= stime-firstField || len(sizes) < 2 || fields[0] == "Z" {
 		return usage{}, errNoProcess
 	}
 	user, err1 := strconv.ParseInt(fields[utime-firstField], 10, 64)
 	system, err2 := strconv.ParseInt(fields[stime-firstField], 10, 64)
 	pages, err3 := strconv.ParseInt(sizes[1], 10, 64)
-	if err1 != nil || err2 != nil || err3 != nil {
+	// One that is ending gives its memory back before it is shown as ended.
+	if err1 != nil || err2 != nil || err3 != nil || pages == 0 {
 		return usage{}, errNoProcess
 	}
 	return usage{

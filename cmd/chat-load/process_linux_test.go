@@ -19,7 +19,7 @@ func TestParseUsage(t *testing.T) {
 	if want := (usage{CPU: 3 * time.Second, RSS: 200 * int64(os.Getpagesize())}); err != nil || got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}
-	for _, c := range [][2]string{{"", ""}, {"1 (x) S 1 2", "1 2"}, {stat, "1"}, {stat, "1 x"}} {
+	for _, c := range [][2]string{{"", ""}, {"1 (x) S 1 2", "1 2"}, {stat, "1"}, {stat, "1 x"}, {stat, "0 0 0 0 0 0 0"}, {strings.Replace(stat, " S ", " Z ", 1), "1 2"}} {
 		if _, err := parseUsage([]byte(c[0]), []byte(c[1])); !errors.Is(err, errNoProcess) {
 			t.Errorf("%q, %q: %v", c[0], c[1], err)
 		}

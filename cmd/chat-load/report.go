@@ -83,9 +83,10 @@ type latencyReport struct {
 // processReport is what one role's processes used.
 type processReport struct {
 	PIDs             []int    `json:"pids"`
-	Gone             bool     `json:"gone"`        // it ended during the run: what it had used when last seen
-	CPUSeconds       float64  `json:"cpu_seconds"` // during the scenario
-	CPUPercent       float64  `json:"cpu_percent"` // of one core, during the scenario
+	Gone             bool     `json:"gone"`         // it ended during the run: what it had used when last seen
+	SeenSeconds      float64  `json:"seen_seconds"` // of the scenario, up to when it was last seen
+	CPUSeconds       float64  `json:"cpu_seconds"`  // in that time
+	CPUPercent       float64  `json:"cpu_percent"`  // of one core, in that time
 	CPUPer100k       *float64 `json:"cpu_seconds_per_100k_messages,omitempty"`
 	ConnectCPU       float64  `json:"connect_cpu_seconds"` // while connecting and settling
 	RSSBefore        int64    `json:"rss_before"`          // bytes
@@ -193,20 +194,24 @@ func (r *report) measure(marks map[string]moment) {
 			continue
 		}
 		p := *role.report
-		p.Gone = end.gone[i]
+		p.Gone, p.SeenSeconds = end.gone[i], r.Seconds
+		if p.Gone {
+			p.SeenSeconds = max(0, end.seen[i].Sub(begin.at).Seconds())
+		}
 		used := role.of(end).CPU - role.of(begin).CPU
 		p.CPUSeconds = used.Seconds()
-		if r.Seconds > 0 {
-			p.CPUPercent = 100 * p.CPUSeconds / r.Seconds
+		if p.SeenSeconds > 0 {
+			p.CPUPercent = 100 * p.CPUSeconds / p.SeenSeconds
 		}
-		if r.exchanging() && r.Messages != nil && r.Messages.Received > 0 {
+		// Of the messages, it can't be told which came before one was last seen.
+		if r.exchanging() && r.Messages != nil && r.Messages.Received > 0 && !p.Gone {
 			per100k := p.CPUSeconds * 1e5 / float64(r.Messages.Received)
 			p.CPUPer100k = &per100k
 		}
 		p.ConnectCPU = (role.of(connected).CPU - role.of(before).CPU).Seconds()
 		p.RSSBefore, p.RSSConnected, p.RSSAfter = role.of(before).RSS, role.of(connected).RSS, role.of(end).RSS
 		// In a warm process what connecting adds drowns in what is freed meanwhile.
-		if grown := p.RSSConnected - p.RSSBefore; r.Scenario == scenarioIdle && r.Connect != nil && r.Connect.Connected > 0 && grown > 0 {
+		if grown := p.RSSConnected - p.RSSBefore; r.Scenario == scenarioIdle && r.Connect != nil && r.Connect.Connected > 0 && grown > 0 && !connected.gone[i] {
 			p.RSSPerConnection = float64(p.RSSConnected-p.RSSBefore) / float64(r.Connect.Connected)
 		}
 	}
@@ -330,7 +335,7 @@ func (r *report) writeTable(out io.Writer) error {
 		row(it.name+" memory", "%s before, %s connected, %s after%s",
 			megabytes(it.of.RSSBefore), megabytes(it.of.RSSConnected), megabytes(it.of.RSSAfter), perConnection)
 		if it.of.Gone {
-			row("", "it is gone: the figures are up to when it was last seen")
+			row("", "it is gone: the figures are up to when it was last seen, after %.2f s", it.of.SeenSeconds)
 		}
 	}
 	if r.OK {

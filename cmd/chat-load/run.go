@@ -37,8 +37,9 @@ type moment struct {
 	gateway usage
 	broker  usage
 	tool    usage
-	known   [3]bool // gateway, broker, tool
-	gone    [3]bool // the usage is that of the last time it was there
+	known   [3]bool      // gateway, broker, tool
+	gone    [3]bool      // the usage is that of the last time it was there
+	seen    [3]time.Time // the last time it was there
 }
 
 // run does what the plan says. The error is for a run that could not be done at all;
@@ -142,6 +143,9 @@ func (r *runner) look() moment {
 	}{{r.gateway, &m.gateway, &last.gateway}, {r.broker, &m.broker, &last.broker}, {r.tool, &m.tool, &last.tool}} {
 		if *role.now, m.known[i] = role.measured.sample(); !m.known[i] && last.known[i] {
 			*role.now, m.known[i], m.gone[i] = *role.was, true, true
+		}
+		if m.seen[i] = m.at; m.gone[i] {
+			m.seen[i] = last.seen[i]
 		}
 	}
 	r.latest = m
