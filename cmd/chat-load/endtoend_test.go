@@ -280,6 +280,51 @@ func TestTableOfARun(t *testing.T) {
 	}
 }
 
+// The report names the processes that it is about.
+func TestMeasuredProcessesAreNamed(t *testing.T) {
+	s := newSite(t, scopeInstance)
+	gateway, self, parent := s.process.Process.Pid, os.Getpid(), os.Getppid()
+	own := fmt.Sprintf("-gateway-pid %d,%d -broker-pid %d", gateway, self, parent)
+	for _, c := range []struct {
+		line            string
+		gateway, broker []int // nil: who listens, or the floor's workers
+		tool            int   // how many processes
+	}{
+		{"idle -users 2 -duration 1ms", []int{gateway}, nil, 1},
+		{"idle -users 2 -duration 1ms -workers 2", []int{gateway}, nil, 3},
+		{"idle -users 2 -duration 1ms -amqp none " + own, []int{gateway, self}, []int{parent}, 1},
+		{"idle -target amqp -users 2 -workers 2 -duration 1ms", nil, nil, 1},
+		{"idle -target amqp -users 2 -workers 2 -duration 1ms " + own, []int{gateway, self}, []int{parent}, 3},
+	} {
+		code, r := s.load(t.Context(), c.line)
+		if code != exitOK {
+			t.Errorf("%s: exit code %d, %q", c.line, code, r.Problems)
+		}
+		if runtime.GOOS != "linux" {
+			continue // nothing is measured
+		}
+		switch {
+		case r.Gateway == nil || r.Tool == nil:
+			t.Errorf("%s: not measured: %+v, %+v", c.line, r.Gateway, r.Tool)
+			continue
+		case c.gateway != nil && !slices.Equal(r.Gateway.PIDs, c.gateway),
+			c.gateway == nil && (len(r.Gateway.PIDs) != 2 || slices.Contains(r.Gateway.PIDs, gateway) || slices.Contains(r.Gateway.PIDs, self)):
+			t.Errorf("%s: the gateway is %v", c.line, r.Gateway.PIDs)
+		}
+		if len(r.Tool.PIDs) != c.tool || r.Tool.PIDs[0] != self || slices.Contains(r.Tool.PIDs, gateway) {
+			t.Errorf("%s: this program is %v", c.line, r.Tool.PIDs)
+		}
+		switch {
+		case c.broker != nil && (r.Broker == nil || !slices.Equal(r.Broker.PIDs, c.broker)):
+			t.Errorf("%s: the broker is %+v, want %v", c.line, r.Broker, c.broker)
+		case c.broker == nil && r.Broker != nil: // else it is another machine's, or another user's
+			if pids := r.Broker.PIDs; len(pids) != 1 || !exists(pids[0]) || pids[0] == self || pids[0] == gateway {
+				t.Errorf("%s: the broker is %v", c.line, pids)
+			}
+		}
+	}
+}
+
 // A gateway that dies ends a delivery at once, since nobody is left to receive, and what
 // it had used is not made up.
 func TestGatewayThatDies(t *testing.T) {
