@@ -135,11 +135,13 @@ more connections to one address use -source-addresses.
 
 So that its own garbage collector does not show in the latencies, this program runs
 with GOGC=400 where the variable GOGC is not set. The floor's consumers, -target amqp,
-run with what the environment says, which is Go's default for them as for the gateway.
+keep Go's default, as the gateway does, or what GOGC says.
 
 A progress line goes to stderr, the result to stdout. The exit code is 0 when all went
-well; 1 when a message was lost, came twice, out of order or to the wrong user, when a
-connection failed or was ended by the other side; 2 for a wrong command line.
+well up to the end or to an interrupt; 1 when a message was lost, came twice, out of
+order or to the wrong user, when none arrived, when a connection failed or was ended by
+the other side (but by -restart), or when the run could not be done; 2 for a wrong
+command line. A message that the gateway refuses is counted apart: it is not lost.
 
 Flags
 `
@@ -166,7 +168,7 @@ func parsePlan(arguments []string, lookup func(string) (string, bool), messages 
 	flags.IntVar(&p.users, "users", 100, "how many users")
 	flags.IntVar(&p.perUser, "connections-per-user", 1, "connections of each user")
 	flags.Int64Var(&p.firstUser, "first-user", 1, "`id` of the first user; the others follow")
-	flags.IntVar(&p.workers, "workers", 1, "processes that hold the connections; 1: this one does")
+	flags.IntVar(&p.workers, "workers", 1, "processes that hold the connections; 1: this one does, but for -target amqp")
 	flags.StringVar(&sources, "source-addresses", "", "`addresses` to connect from in turn: comma-separated, or a range such as\n127.0.0.2-127.0.0.9")
 	flags.StringVar(&rate, "rate", "", "`messages` a second, or flood: as fast as -window lets (default 1000; roundtrip\n500); for churn connections a second (default 50)")
 	flags.Int64Var(&messageCount, "messages", 0, "how many messages; 0: as many as go into -duration")
@@ -175,12 +177,12 @@ func parsePlan(arguments []string, lookup func(string) (string, bool), messages 
 	flags.IntVar(&window, "window", 0, "messages under way at once, for flood (default: 32 a connection, at most 1024:\nlonger queues only slow the broker down)")
 	flags.IntVar(&p.concurrency, "concurrency", 0, "connects under way at once (default 128; storm: 1000)")
 	flags.Float64Var(&p.connectRate, "connect-rate", 0, "connects a second; 0: as fast as -concurrency lets")
-	flags.DurationVar(&p.patience, "patience", 60*time.Second, "how long failed connects are tried again; 0: not at all")
+	flags.DurationVar(&p.patience, "patience", 60*time.Second, "how long failed connects are tried again; 0: not at all, as in churn")
 	flags.DurationVar(&p.settle, "settle", 2*time.Second, "rest between connecting and the scenario")
 	flags.DurationVar(&p.drain, "drain", 5*time.Second, "how long to wait, at the end, while nothing more arrives")
-	flags.BoolVar(&p.restart, "restart", false, "storm: wait until the gateway ends the connections, instead of cutting them")
+	flags.BoolVar(&p.restart, "restart", false, "storm: wait until the gateway ends the connections, for -duration at most,\ninstead of cutting them")
 	flags.StringVar(&gatewayPIDs, "gateway-pid", "", "`processes` to measure as the gateway, comma-separated (default: who listens on\nthe ports of -url, if that is this machine; Linux only)")
-	flags.StringVar(&brokerPIDs, "broker-pid", "", "`processes` to measure as the broker (default: who listens on the port of -amqp)")
+	flags.StringVar(&brokerPIDs, "broker-pid", "", "`processes` to measure as the broker, comma-separated (default: who\nlistens on the port of -amqp, likewise)")
 	flags.BoolVar(&p.json, "json", false, "print the result as one line of JSON instead of a table")
 	flags.StringVar(&p.label, "label", "", "`name` of the run, for compare (default: the target)")
 	flags.BoolVar(&p.quiet, "quiet", false, "no progress line")
