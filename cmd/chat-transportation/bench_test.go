@@ -73,10 +73,10 @@ func askPass(conn net.Conn, request, buffer []byte) (string, error) {
 	return string(pass), nil
 }
 
-// BenchmarkStepConnect is what a client's coming costs in demo mode, the client's own
+// BenchmarkConnect is what a client's coming costs in demo mode, the client's own
 // part included: a pass over HTTP alone, and with the upgrade of a new TCP connection
 // that is then closed. There is no plain way to hold against it.
-func BenchmarkStepConnect(b *testing.B) {
+func BenchmarkConnect(b *testing.B) {
 	for _, part := range []struct {
 		name    string
 		upgrade bool

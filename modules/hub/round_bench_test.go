@@ -147,9 +147,9 @@ var pingWays = []struct {
 	{"against=goroutine/way=after", startRound},
 }
 
-// BenchmarkStepPingVisit is a visit of one connection: by a timer of its own, by a
+// BenchmarkPingVisit is a visit of one connection: by a timer of its own, by a
 // goroutine of its own, or by the hub's round.
-func BenchmarkStepPingVisit(b *testing.B) {
+func BenchmarkPingVisit(b *testing.B) {
 	for _, way := range pingWays {
 		b.Run(way.name, func(b *testing.B) {
 			p := way.start(restingSessions())
@@ -175,8 +175,8 @@ func memoryInUse() float64 {
 	return float64(m.HeapAlloc + m.StackInuse)
 }
 
-// BenchmarkStepPingRest is what being visited costs a connection between two visits.
-func BenchmarkStepPingRest(b *testing.B) {
+// BenchmarkPingRest is what being visited costs a connection between two visits.
+func BenchmarkPingRest(b *testing.B) {
 	for _, way := range pingWays {
 		b.Run(way.name, func(b *testing.B) {
 			sessions := restingSessions()
