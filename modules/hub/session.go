@@ -33,6 +33,10 @@ const (
 	slowCloseWait = 500 * time.Millisecond
 	// keptQueue is how many places of its queue a connection keeps at rest.
 	keptQueue = 4
+	// burstGap is how soon after one delivery the next one of the same connection makes a
+	// burst: then a goroutine writes, which finds more to write at once. It is several
+	// times what a write takes.
+	burstGap = 50 * time.Microsecond
 )
 
 // errClosing: the connection is being closed, so the message was not published.
@@ -110,6 +114,9 @@ type session struct {
 	queue   []outgoing
 	head    int
 	writing bool
+	// claimed is when an offer was last the one to have its delivery written, as time since
+	// wire.began; 0: never.
+	claimed time.Duration
 	// deliveries counts those that wait or are being written.
 	deliveries int
 	// flights are the messages that await the broker's verdict, in no order.
@@ -448,14 +455,23 @@ const (
 )
 
 // offer takes the delivery where there is room, and writes it at once where the socket
-// takes it: a goroutine for each would cost more than the write. It does not block. The
-// session settles what it takes.
+// takes it: a goroutine costs more than it gains, unless it writes several of a burst
+// together; and where a full queue closes the connection at once, a delivery must not wait
+// for a goroutine to be run. It does not block. The session settles what it takes.
 func (s *session) offer(p *parcel) offered {
 	s.mu.Lock()
 	result := s.offerLocked(p)
-	mine := s.claim()
+	mine, burst := s.claim(), false
+	if mine && !s.hub.config.CloseWhenFull {
+		now := time.Since(s.wire.began)
+		burst = s.claimed > 0 && now-s.claimed < burstGap
+		s.claimed = max(now, 1)
+	}
 	s.mu.Unlock()
-	if mine {
+	switch {
+	case burst:
+		go s.write(nil, true)
+	case mine:
 		s.write(nil, false)
 	}
 	return result

@@ -3,7 +3,6 @@ package hub
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,13 +10,10 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
-
-	"github.com/aleksandrshaulskyi/chat-transportation/app"
 )
 
 // The benchmarks of this file show a step of the way of a message, or what a connection
@@ -72,106 +68,6 @@ func BenchmarkErrorFrame(b *testing.B) {
 			}
 		}
 	})
-}
-
-// drainedPair returns a loopback connection whose other end is read and forgotten.
-func drainedPair(b *testing.B) net.Conn {
-	b.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer func() { _ = listener.Close() }()
-	client, err := net.Dial("tcp", listener.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	server, err := listener.Accept()
-	if err != nil {
-		b.Fatal(err)
-	}
-	var draining sync.WaitGroup
-	draining.Go(func() { _, _ = io.Copy(io.Discard, client) })
-	b.Cleanup(func() {
-		_ = server.Close()
-		draining.Wait()
-		_ = client.Close()
-	})
-	return server
-}
-
-// BenchmarkSharedWrite writes frames that wait for one socket: each by itself, and all that
-// wait in one write. An operation is all of the frames.
-func BenchmarkSharedWrite(b *testing.B) {
-	item := outgoing{errors: body330}
-	for _, frames := range []int{4, 16} {
-		for _, together := range []int{1, frames} {
-			name := "each"
-			if together > 1 {
-				name = "shared"
-			}
-			b.Run(fmt.Sprintf("frames=%d/%s", frames, name), func(b *testing.B) {
-				w := newWire(drainedPair(b), 10*time.Second)
-				b.ReportAllocs()
-				for b.Loop() {
-					for left := frames; left > 0; left -= together {
-						batch, _ := batches.Get().(*batch)
-						for range together {
-							batch.add(item)
-						}
-						for batch.whole() < together {
-							if err := batch.write(w, true); err != nil {
-								b.Fatal(err)
-							}
-						}
-						batch.release(w)
-						batch.free()
-					}
-				}
-			})
-		}
-	}
-}
-
-// BenchmarkWriter has a delivery written by a goroutine of its own, and by the one that
-// brings it: to many connections in turn, as a hub has them, and to one, whose goroutine
-// finds several that wait.
-func BenchmarkWriter(b *testing.B) {
-	way := map[string]func(s *session, p *parcel){
-		"goroutine": func(s *session, p *parcel) {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.offerLocked(p)
-			s.startWriter()
-		},
-		"inline": func(s *session, p *parcel) { s.offer(p) },
-	}
-	for _, connections := range []int{1, 256} {
-		for _, name := range []string{"goroutine", "inline"} {
-			b.Run(fmt.Sprintf("connections=%d/%s", connections, name), func(b *testing.B) {
-				h := &Hub{config: Config{SendQueue: 64}, meters: newMeters(discard{})}
-				sessions := make([]*session, connections)
-				for i := range sessions {
-					sessions[i] = &session{hub: h, wire: newWire(drainedPair(b), 10*time.Second)}
-				}
-				acks := make(ackChannel, 16) // as many unsettled as the prefetch allows
-				next := 0
-				b.ReportAllocs()
-				for b.Loop() {
-					acks <- struct{}{}
-					p := &parcel{delivery: app.Delivery{Body: body330, Acks: acks}, unsettled: new(atomic.Int64)}
-					way[name](sessions[next%connections], p)
-					next++
-				}
-				for range cap(acks) {
-					acks <- struct{}{}
-				}
-				for _, s := range sessions {
-					s.await(time.Time{}, func() bool { return !s.writing })
-				}
-			})
-		}
-	}
 }
 
 // BenchmarkRead reads messages of 330 bytes: with the library's Read, and into pooled

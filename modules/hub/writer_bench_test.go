@@ -89,9 +89,9 @@ func writeShared(w *wire, items []outgoing) error {
 	return nil
 }
 
-// BenchmarkStepSharedWrite is writing frames that wait for one socket: a write(2) for
+// BenchmarkSharedWrite is writing frames that wait for one socket: a write(2) for
 // each, or one for all.
-func BenchmarkStepSharedWrite(b *testing.B) {
+func BenchmarkSharedWrite(b *testing.B) {
 	for _, waiting := range []int{1, 4, 16} {
 		items := make([]outgoing, waiting)
 		for i := range items {
@@ -129,7 +129,7 @@ func offerAside(s *session, p *parcel) offered {
 	return result
 }
 
-// deliverer is a goroutine's part of BenchmarkStepInlineWrite: its sockets, and a token
+// deliverer is a goroutine's part of BenchmarkInlineWrite: its sockets, and a token
 // for each message that their clients have not read.
 type deliverer struct {
 	sessions []*session
@@ -149,12 +149,12 @@ func newDeliverer(b *testing.B, hub *Hub, sockets, unread int) deliverer {
 	return d
 }
 
-// BenchmarkStepInlineWrite is a delivery's way to a client: written by a goroutine that is
+// BenchmarkInlineWrite is a delivery's way to a client: written by a goroutine that is
 // started for it, or by who delivers it. All processors deliver, so that a way gains
 // nothing by taking another one; and the clients keep up, since a socket that holds many
 // small messages costs the system more than one that is read. One socket with many unread
 // is a flood for one user: a goroutine that comes late shares a write among them.
-func BenchmarkStepInlineWrite(b *testing.B) {
+func BenchmarkInlineWrite(b *testing.B) {
 	body := bytes.Repeat([]byte{'x'}, benchFrame)
 	for _, load := range []struct{ sockets, unread int }{{1, 1}, {1, 16}, {64, 16}} {
 		for _, way := range []struct {
