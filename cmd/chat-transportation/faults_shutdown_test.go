@@ -558,9 +558,9 @@ func shutdownUnanswered(t *testing.T, node *rabbittest.Node, scope string) {
 			reachable++
 		}
 	}
-	// A close frame waits for the broker to remove the queue, but no longer than a second,
-	// which a broker on a machine that is busy otherwise may need for some. Where nothing
-	// waits, next to all of them are reachable.
+	// A close frame waits for the broker to remove the queue, but no longer than a second in
+	// which it removes none, which may happen on a machine that is busy otherwise. Where
+	// nothing waits, next to all of them are reachable.
 	if reachable > silent*3/4 {
 		t.Errorf("%d of %d users still had a queue behind their close frame", reachable, silent)
 	}

@@ -76,6 +76,8 @@ type Hub struct {
 
 	// unsettled counts the deliveries that wait for a connection.
 	unsettled atomic.Int64
+	// removed counts the inboxes that have been closed at the broker.
+	removed atomic.Int64
 
 	mu       sync.Mutex
 	users    map[domain.UserID]*member

@@ -581,6 +581,41 @@ func TestDrainWaitsForWhatWasTaken(t *testing.T) {
 	})
 }
 
+// A broker that removes one inbox after the other, and needs longer for all of them than a
+// close waits for one, takes nothing for a connection that is past its close frame.
+func TestDrainWaitsForASlowBroker(t *testing.T) {
+	const users = 8
+	inBubble(t, func(h *house) {
+		h.config.DrainTimeout = 20 * time.Second
+		h.config.DrainWindow = 100 * time.Millisecond
+		broker := make(chan struct{}, 1) // holds a token while it removes an inbox
+		h.inboxes.closing = func(user domain.UserID) {
+			broker <- struct{}{}
+			<-time.After(700 * time.Millisecond)
+			h.inboxes.publish(user, "", `{"last":true}`)
+			<-broker
+		}
+	}, func(t *testing.T, h *house) {
+		got := make(chan int, users)
+		for user := range int64(users) {
+			c := h.open(user + 1)
+			c.patience = time.Minute
+			go func() {
+				_, texts := c.untilClose(1012)
+				got <- len(texts)
+			}()
+		}
+		if err := NewDrain(h.hub).Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for range users {
+			if n := <-got; n != 1 {
+				t.Errorf("a client got %d messages before the close", n)
+			}
+		}
+	})
+}
+
 func TestDrainKeepsItsSlice(t *testing.T) {
 	inBubble(t, func(h *house) {
 		h.publisher.hold = true

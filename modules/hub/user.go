@@ -20,8 +20,8 @@ const (
 	joinTimeout = 5 * time.Second
 	// leaveTimeout bounds the removal of a user's inbox; it goes on in the background.
 	leaveTimeout = 5 * time.Second
-	// retireTimeout bounds it where a drain waits for it with the close frame and nothing
-	// that the broker has handed over is being written.
+	// retireTimeout bounds it where a drain waits for it with the close frame, nothing that
+	// the broker has handed over is being written, and the broker removes no inboxes.
 	retireTimeout = time.Second
 )
 
@@ -141,7 +141,8 @@ func (h *Hub) leave(s *session) {
 // connections are about to be closed too, the inbox goes first, so that nothing is taken
 // from the broker for a connection that is past its close frame. It returns when the
 // inbox is gone, at the deadline, at the end of ctx, or when for the time of patience
-// nothing has come of it.
+// nothing has come of it and the broker has removed nobody's inbox: one that is slow has
+// many to remove.
 func (h *Hub) retire(ctx context.Context, s *session, patience time.Duration, deadline time.Time) {
 	h.mu.Lock()
 	m := h.users[s.user] // the session itself may be joining just now
@@ -157,7 +158,8 @@ func (h *Hub) retire(ctx context.Context, s *session, patience time.Duration, de
 		m.closeInbox(deadline)
 		<-m.turn
 	}()
-	for received, more := m.received.Load(), true; more; {
+	progress := func() int64 { return m.received.Load() + h.removed.Load() }
+	for seen, more := progress(), true; more; {
 		timer := time.NewTimer(min(patience, time.Until(deadline)))
 		select {
 		case <-retired:
@@ -165,9 +167,9 @@ func (h *Hub) retire(ctx context.Context, s *session, patience time.Duration, de
 		case <-ctx.Done():
 			more = false
 		case <-timer.C:
-			last := received
-			received = m.received.Load()
-			more = received > last && time.Now().Before(deadline)
+			last := seen
+			seen = progress()
+			more = seen > last && time.Now().Before(deadline)
 		}
 		timer.Stop()
 	}
@@ -183,6 +185,8 @@ func (m *member) closeInbox(deadline time.Time) {
 	defer cancel()
 	if err := m.inbox.Close(ctx); err != nil {
 		m.hub.log.Warn("a user's inbox is closed in the background", zap.Stringer("user", m.user), zap.Error(err))
+	} else {
+		m.hub.removed.Add(1)
 	}
 	m.inbox = nil
 	m.hub.meters.users.Dec()
