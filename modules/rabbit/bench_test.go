@@ -22,30 +22,6 @@ func benchMessage(b *testing.B) domain.Message {
 	return domain.NewMessage(userID(1), id, chat, userID(2), "a message of ordinary length, as people write them", time.Now())
 }
 
-// BenchmarkPublish measures confirmed messages to a durable exchange with one queue.
-func BenchmarkPublish(b *testing.B) {
-	config := testConfig(rabbittest.URL(b), ScopeUser)
-	p := startPublisher(b, config)
-	eventually(b, "the publisher is connected", func() bool { return p.Available() == nil })
-	bindDatabase(b, dialPeer(b, config.URLs[0]).conn, config.DatabaseExchange)
-	message := benchMessage(b)
-	var settled sync.WaitGroup
-	slots := make(chan struct{}, 1024)
-	b.ReportAllocs()
-	for b.Loop() {
-		slots <- struct{}{}
-		settled.Add(1)
-		p.Publish(context.Background(), message, time.Now().Add(time.Minute), func(err error) {
-			if err != nil {
-				b.Error(err)
-			}
-			<-slots
-			settled.Done()
-		})
-	}
-	settled.Wait()
-}
-
 // BenchmarkReconnect measures how long the inboxes of 2,000 users, or 5,000 bindings,
 // take to come back after the connection was lost, the back-off included.
 func BenchmarkReconnect(b *testing.B) {
