@@ -21,7 +21,9 @@ import (
 func storm(t *testing.T, node *rabbittest.Node, scope string) {
 	count := multiplied(500, 5000)
 	address := freeAddress(t)
-	env := clientEnv(node.URL(), "QUEUE_SCOPE", scope, "SHUTDOWN_DRAIN_WINDOW", "0s")
+	// Who is told to come back later comes with the same pass, which must still be good then:
+	// a pass that has expired is answered with 101 and 4401.
+	env := clientEnv(node.URL(), "QUEUE_SCOPE", scope, "SHUTDOWN_DRAIN_WINDOW", "0s", "CONNECTION_PASS_EXPIRATION_TIME", "600")
 	start := func() *instance {
 		p, admin := launchWithAdmin(t, plainBinary(t), address, env)
 		admin.eventually("the instance is ready", func() bool { return admin.status("/readyz") == http.StatusOK })
