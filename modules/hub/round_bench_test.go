@@ -33,49 +33,48 @@ func restingSessions() []*session {
 
 // timers has a time.AfterFunc for each session.
 type timers struct {
-	timers []*time.Timer
-	due    sync.WaitGroup
+	set []*time.Timer
+	due sync.WaitGroup
 }
 
 func startTimers(sessions []*session) pinger {
-	p := &timers{timers: make([]*time.Timer, len(sessions))}
-	for i, s := range sessions {
-		p.timers[i] = time.AfterFunc(time.Hour, func() {
+	p := &timers{}
+	for _, s := range sessions {
+		p.set = append(p.set, time.AfterFunc(time.Hour, func() {
 			s.tick(time.Now())
 			p.due.Done()
-		})
+		}))
 	}
 	return p
 }
 
 // visitAll sets each timer once, which is what it costs to set it for the next visit.
 func (p *timers) visitAll() {
-	p.due.Add(len(p.timers))
-	for _, t := range p.timers {
+	p.due.Add(len(p.set))
+	for _, t := range p.set {
 		t.Reset(0)
 	}
 	p.due.Wait()
 }
 
 func (p *timers) stop() {
-	for _, t := range p.timers {
+	for _, t := range p.set {
 		t.Stop()
 	}
 }
 
 // tickers has a goroutine with a timer for each session.
 type tickers struct {
-	timers  []*time.Timer
+	timers
 	done    chan struct{}
-	due     sync.WaitGroup
 	running sync.WaitGroup
 }
 
 func startTickers(sessions []*session) pinger {
-	p := &tickers{timers: make([]*time.Timer, len(sessions)), done: make(chan struct{})}
-	for i, s := range sessions {
+	p := &tickers{done: make(chan struct{})}
+	for _, s := range sessions {
 		timer := time.NewTimer(time.Hour)
-		p.timers[i] = timer
+		p.set = append(p.set, timer)
 		p.running.Go(func() {
 			for {
 				select {
@@ -91,20 +90,10 @@ func startTickers(sessions []*session) pinger {
 	return p
 }
 
-func (p *tickers) visitAll() {
-	p.due.Add(len(p.timers))
-	for _, t := range p.timers {
-		t.Reset(0)
-	}
-	p.due.Wait()
-}
-
 func (p *tickers) stop() {
 	close(p.done)
 	p.running.Wait()
-	for _, t := range p.timers {
-		t.Stop()
-	}
+	p.timers.stop()
 }
 
 // sharedRound is the hub's round, whose slots are visited when the benchmark says so.

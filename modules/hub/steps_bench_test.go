@@ -131,16 +131,9 @@ func BenchmarkRead(b *testing.B) {
 // is one connection, upgrade included.
 func BenchmarkConnectionAtRest(b *testing.B) {
 	const crowd = 500
-	atRest := func() (bytes, goroutines int) {
-		runtime.GC()
-		runtime.GC() // what has finalizers takes two
-		var memory runtime.MemStats
-		runtime.ReadMemStats(&memory)
-		return int(memory.HeapAlloc + memory.StackInuse), runtime.NumGoroutine()
-	}
 	report := func(b *testing.B, connect func(b *testing.B, n int)) {
 		connect(b, 1)
-		bytesBefore, goroutinesBefore := atRest()
+		memoryBefore, goroutinesBefore := memoryInUse(), runtime.NumGoroutine()
 		n := 1
 		for b.Loop() {
 			n++
@@ -150,9 +143,8 @@ func BenchmarkConnectionAtRest(b *testing.B) {
 		for ; n < crowd; n++ {
 			connect(b, n+1)
 		}
-		bytes, goroutines := atRest()
-		b.ReportMetric(float64(bytes-bytesBefore)/float64(n-1), "B/conn")
-		b.ReportMetric(float64(goroutines-goroutinesBefore)/float64(n-1), "goroutines/conn")
+		b.ReportMetric((memoryInUse()-memoryBefore)/float64(n-1), "B/conn")
+		b.ReportMetric(float64(runtime.NumGoroutine()-goroutinesBefore)/float64(n-1), "goroutines/conn")
 	}
 	b.Run("plain", func(b *testing.B) {
 		ended := make(chan struct{})

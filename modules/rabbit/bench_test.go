@@ -64,36 +64,43 @@ func BenchmarkReconnect(b *testing.B) {
 // BenchmarkDeliveries measures messages to 1,000 users, acked at once.
 func BenchmarkDeliveries(b *testing.B) {
 	for _, scope := range []Scope{ScopeUser, ScopeInstance} {
-		b.Run(string(scope), func(b *testing.B) {
-			const users = 1000
-			config := testConfig(rabbittest.URL(b), scope)
-			config.Prefetch, config.InstancePrefetch = 16, 1024
-			x := startInboxes(b, config)
-			eventually(b, "inboxes are connected", func() bool { return x.Available() == nil })
-			slots := make(chan struct{}, 1024) // a token for each message under way
-			var received sync.WaitGroup
-			for i := range users {
-				openInbox(b, x, int64(i+1), func(d app.Delivery) {
-					d.Ack()
-					<-slots
-					received.Done()
-				})
-			}
-			backend := dialPeer(b, config.URLs[0])
-			keys := make([]string, users)
-			for i := range keys {
-				keys[i] = fmt.Sprint(i + 1)
-			}
-			next := 0
-			for b.Loop() {
-				slots <- struct{}{}
-				received.Add(1)
-				if err := backend.channel.Publish(config.WebsocketsExchange, keys[next%users], false, false, amqp.Publishing{}); err != nil {
-					b.Fatal(err)
-				}
-				next++
-			}
-			received.Wait()
+		b.Run(string(scope), func(b *testing.B) { deliverAll(b, scope, app.Delivery.Ack) })
+	}
+}
+
+// deliverAll publishes messages of 330 bytes to 1,000 users in turn and has them settled.
+func deliverAll(b *testing.B, scope Scope, settle func(app.Delivery)) {
+	b.Helper()
+	const users = 1000
+	config := testConfig(rabbittest.URL(b), scope)
+	config.Prefetch, config.InstancePrefetch = 16, 1024
+	x := startInboxes(b, config)
+	eventually(b, "inboxes are connected", func() bool { return x.Available() == nil })
+	slots := make(chan struct{}, 1024) // a token for each message under way
+	var received sync.WaitGroup
+	keys := make([]string, users)
+	for i := range keys {
+		keys[i] = fmt.Sprint(i + 1)
+		openInbox(b, x, int64(i+1), func(d app.Delivery) {
+			settle(d)
+			<-slots
+			received.Done()
 		})
 	}
+	channel, err := dialPeer(b, config.URLs[0]).conn.Channel() // without confirms
+	if err != nil {
+		b.Fatal(err)
+	}
+	body := make([]byte, 330)
+	next := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		slots <- struct{}{}
+		received.Add(1)
+		if err := channel.Publish(config.WebsocketsExchange, keys[next%users], false, false, amqp.Publishing{Body: body}); err != nil {
+			b.Fatal(err)
+		}
+		next++
+	}
+	received.Wait()
 }

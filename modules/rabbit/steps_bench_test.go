@@ -2,12 +2,9 @@ package rabbit
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/aleksandrshaulskyi/chat-transportation/app"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
@@ -24,39 +21,7 @@ func BenchmarkAcks(b *testing.B) {
 		"gathered": func(d app.Delivery) { d.Ack() },
 	}
 	for _, name := range []string{"each", "gathered"} {
-		b.Run(name, func(b *testing.B) {
-			const users = 1000
-			config := testConfig(rabbittest.URL(b), ScopeInstance)
-			config.InstancePrefetch = 1024
-			x := startInboxes(b, config)
-			eventually(b, "inboxes are connected", func() bool { return x.Available() == nil })
-			slots := make(chan struct{}, 1024) // a token for each message under way
-			var received sync.WaitGroup
-			for i := range users {
-				openInbox(b, x, int64(i+1), func(d app.Delivery) {
-					way[name](d)
-					<-slots
-					received.Done()
-				})
-			}
-			backend := dialPeer(b, config.URLs[0])
-			channel, err := backend.conn.Channel() // without confirms
-			if err != nil {
-				b.Fatal(err)
-			}
-			body := make([]byte, 330)
-			next := 0
-			b.ReportAllocs()
-			for b.Loop() {
-				slots <- struct{}{}
-				received.Add(1)
-				next++
-				if err := channel.Publish(config.WebsocketsExchange, fmt.Sprint(next%users+1), false, false, amqp.Publishing{Body: body}); err != nil {
-					b.Fatal(err)
-				}
-			}
-			received.Wait()
-		})
+		b.Run(name, func(b *testing.B) { deliverAll(b, ScopeInstance, way[name]) })
 	}
 }
 
