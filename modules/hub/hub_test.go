@@ -579,6 +579,41 @@ func TestClientThatLeavesWhileItsInboxOpens(t *testing.T) {
 	h.awaitCount(1, "websocket_hub_active_connections")
 }
 
+// TestNobodyWaitsForTheInbox has a client leave while its inbox is being opened, which
+// nobody else waits for: it is given up at once, and the pass is good again.
+func TestNobodyWaitsForTheInbox(t *testing.T) {
+	opening, givenUp := make(chan struct{}), make(chan error)
+	h := newHouse(t, false, func(h *house) {
+		h.inboxes.opening = func(ctx context.Context, _ domain.UserID) error {
+			close(opening)
+			<-ctx.Done()
+			givenUp <- ctx.Err()
+			return ctx.Err()
+		}
+	})
+	conn, err := h.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := h.pass(1, time.Hour)
+	if _, err := conn.Write([]byte(upgradeRequest(pass))); err != nil {
+		t.Fatal(err)
+	}
+	<-opening
+	_ = conn.Close()
+	if err := <-givenUp; !errors.Is(err, context.Canceled) {
+		t.Errorf("the opening ended with %v", err)
+	}
+	h.inboxes.mu.Lock()
+	h.inboxes.opening = nil
+	h.inboxes.mu.Unlock()
+	h.eventually("the pass to be given back", func() bool { return h.passes.size() == 1 })
+	if _, response := h.request(upgradeRequest(pass)); response.StatusCode != 101 {
+		t.Errorf("status %d with the same pass", response.StatusCode)
+	}
+	h.awaitCount(1, "websocket_hub_active_users")
+}
+
 func TestFramesSentBeforeTheAnswer(t *testing.T) {
 	h := newHouse(t, false, nil)
 	builder := &client{h: h, mask: [4]byte{9, 8, 7, 6}}

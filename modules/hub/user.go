@@ -60,6 +60,13 @@ func (h *Hub) enter(user domain.UserID) *member {
 	return m
 }
 
+// alone reports whether the user has one session, or one that is about to join or leave.
+func (h *Hub) alone(m *member) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return m.refs == 1
+}
+
 // exit gives a reference back.
 func (h *Hub) exit(m *member) {
 	h.mu.Lock()
@@ -72,7 +79,7 @@ func (h *Hub) exit(m *member) {
 // join makes the session one of its user's, with an inbox that receives. The error is
 // app.ErrUserAtCapacity or wraps app.ErrBrokerUnavailable; the session is nobody's
 // then. The end of ctx, which is the client's, ends waiting for other connections of
-// the user, but not an inbox that is being opened; it is closed again afterwards.
+// the user, and the opening of the inbox unless others wait for that.
 func (h *Hub) join(ctx context.Context, s *session) error {
 	m := h.enter(s.user)
 	deadline := time.Now().Add(joinTimeout)
@@ -90,7 +97,7 @@ func (h *Hub) join(ctx context.Context, s *session) error {
 		return app.ErrUserAtCapacity
 	}
 	s.member = m
-	if err := m.openInbox(deadline); err != nil {
+	if err := m.openInbox(ctx, deadline); err != nil {
 		m.remove(s)
 		<-m.turn
 		h.exit(m)
@@ -108,14 +115,22 @@ func (h *Hub) join(ctx context.Context, s *session) error {
 	return nil
 }
 
-// openInbox makes sure that the user's inbox is there. The caller has the turn.
-func (m *member) openInbox(deadline time.Time) error {
+// openInbox makes sure that the user's inbox is there. The caller has the turn. The end
+// of client gives the opening up where nobody else waits for the turn: a broker that is
+// slow, so that clients lose patience, has no time for inboxes that are not wanted. Who
+// does wait keeps the place in line.
+func (m *member) openInbox(client context.Context, deadline time.Time) error {
 	if m.inbox != nil {
 		return nil
 	}
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	opening, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
-	inbox, err := m.hub.inboxes.Open(ctx, m.user, m.receive)
+	defer context.AfterFunc(client, func() {
+		if m.hub.alone(m) {
+			cancel()
+		}
+	})()
+	inbox, err := m.hub.inboxes.Open(opening, m.user, m.receive)
 	if err != nil {
 		return fmt.Errorf("open the user's inbox: %w", err)
 	}

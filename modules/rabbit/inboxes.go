@@ -85,7 +85,8 @@ func (e *consumeEpoch) silent() time.Duration {
 // layout makes inboxes at the broker, on one connection, as the scope has it.
 type layout interface {
 	// attach returns once all that is published for the inbox's user will be received.
-	// What it fails to make it takes back.
+	// What it fails to make it takes back. While it waits for its turn at the broker, the
+	// end of the inbox (inbox.closing) ends it.
 	attach(b *inbox, s *seat) error
 	// detach undoes attach and returns when the broker has, or when the session is over.
 	detach(b *inbox, s *seat)
@@ -119,7 +120,7 @@ type inbox struct {
 	user    domain.UserID
 	receive func(app.Delivery)
 	gate    gate
-	closing chan struct{} // closed by Close
+	closing chan struct{} // closed by Close, and by Open where it is given up
 
 	// Guarded by owner.mu.
 	closed   bool
@@ -395,7 +396,8 @@ func (x *Inboxes) Open(ctx context.Context, user domain.UserID, receive func(app
 	if _, ok := x.open[b]; ok {
 		return b, nil // it was a tie
 	}
-	b.closed = true // attachFirst takes it back
+	b.closed = true // attachFirst makes no seat, or takes it back
+	close(b.closing)
 	b.gate.shut()
 	return nil, unavailable("open an inbox", ctx.Err())
 }

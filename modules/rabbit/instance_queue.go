@@ -55,7 +55,7 @@ func (x *Inboxes) newInstanceQueue(s *session) (*instanceQueue, error) {
 	q.consumer = consumer
 	q.running.Go(consumer.run)
 	var deliveries <-chan amqp.Delivery
-	err = q.pool.with(s, func(l *lane) error {
+	err = q.pool.with(s, nil, func(l *lane) error {
 		err := l.declare(q.name)
 		if err == nil {
 			// Declaring does not wait, and this is another channel: a method that is
@@ -221,7 +221,7 @@ func (q *instanceQueue) attach(b *inbox, _ *seat) error {
 	}
 	defer q.leave(key, u)
 	before := q.set(u, b) // first, so that nothing that comes is taken for nobody's
-	err := q.pool.with(q.session, func(l *lane) error { return l.bind(q.name, key) })
+	err := q.pool.with(q.session, b.closing, func(l *lane) error { return l.bind(q.name, key) })
 	if err != nil {
 		q.set(u, before)
 	}
@@ -242,7 +242,7 @@ func (q *instanceQueue) detach(b *inbox, _ *seat) {
 	if !mine {
 		return // the user has a newer inbox, whose binding it is now
 	}
-	err := q.pool.with(q.session, func(l *lane) error { return l.unbind(q.name, key) })
+	err := q.pool.with(q.session, nil, func(l *lane) error { return l.unbind(q.name, key) })
 	if err != nil && !q.session.over() {
 		// A binding that stays would take messages for nobody: begin anew without it.
 		q.session.end(err)
@@ -284,7 +284,7 @@ func (q *instanceQueue) tryEnter(key string, b *inbox) *bound {
 // stop deletes the queue.
 func (q *instanceQueue) stop() {
 	q.consumer.cancel(q.name)
-	_ = q.pool.with(q.session, func(l *lane) error { return l.drop(q.name) })
+	_ = q.pool.with(q.session, nil, func(l *lane) error { return l.drop(q.name) })
 }
 
 // wait implements layout.

@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"errors"
 	"fmt"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -39,8 +40,14 @@ func newLanePool(s *session, exchange string) lanePool {
 	return pool
 }
 
-// with calls use with a lane that is its own meanwhile.
-func (p lanePool) with(s *session, use func(*lane) error) error {
+// errUnwanted says that what waited for a lane was given up before it was its turn.
+var errUnwanted = errors.New("given up while waiting for its turn at the broker")
+
+// with calls use with a lane that is its own meanwhile. Who waits is served in the order
+// of arrival, or leaves when unwanted, which may be nil, is closed: then the broker is
+// asked for nothing. Where more is wanted than the broker can make in time, it would
+// otherwise be busy with what nobody waits for any longer, and get to nothing else.
+func (p lanePool) with(s *session, unwanted <-chan struct{}, use func(*lane) error) error {
 	select {
 	case l := <-p:
 		defer func() { p <- l }()
@@ -48,6 +55,8 @@ func (p lanePool) with(s *session, use func(*lane) error) error {
 			return s.cause
 		}
 		return use(l)
+	case <-unwanted:
+		return errUnwanted
 	case <-s.ended:
 		return s.cause
 	}

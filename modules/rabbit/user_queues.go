@@ -26,7 +26,7 @@ func (q *userQueues) attach(b *inbox, s *seat) error {
 	s.queue = "websocket.connection." + b.user.String() + "." + q.owner.instance + "." +
 		strconv.FormatUint(q.owner.sequence.Add(1), 10)
 	var deliveries <-chan amqp.Delivery
-	err := q.pool.with(q.session, func(l *lane) error {
+	err := q.pool.with(q.session, b.closing, func(l *lane) error {
 		err := l.declare(s.queue)
 		if err == nil {
 			err = l.bind(s.queue, b.user.String())
