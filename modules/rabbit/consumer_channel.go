@@ -112,8 +112,9 @@ func (c *consumerChannel) places() int {
 }
 
 // consume consumes the queue under its name as consumer tag. lost is called once, from
-// any goroutine, if the broker ends the consumer or the channel.
-func (c *consumerChannel) consume(queue string, lost func()) (<-chan amqp.Delivery, error) {
+// any goroutine, if the broker ends the consumer or the channel. With noWait it does not
+// wait for the broker: an error shows in the next consume that does.
+func (c *consumerChannel) consume(queue string, noWait bool, lost func()) (<-chan amqp.Delivery, error) {
 	if !c.take() {
 		return nil, c.session.cause
 	}
@@ -126,7 +127,7 @@ func (c *consumerChannel) consume(queue string, lost func()) (<-chan amqp.Delive
 	c.lost[queue] = lost
 	c.mu.Unlock()
 	defer c.session.watch("consume a queue")()
-	deliveries, err := c.channel.Consume(queue, queue, false, false, false, false, nil)
+	deliveries, err := c.channel.Consume(queue, queue, false, false, false, noWait, nil)
 	if err != nil {
 		c.forget(queue)
 		return nil, fmt.Errorf("consume the queue %s: %w", queue, err)

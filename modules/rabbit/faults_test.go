@@ -101,6 +101,7 @@ func TestBrokerFaults(t *testing.T) {
 	}{
 		{"queues are gone when stop returns", faultStopRemovesQueues},
 		{"queue deleted", faultQueueDeleted},
+		{"queues refused", faultQueuesRefused},
 		{"inboxes come and go while they are bound again", faultCloseDuringRebind},
 		{"probes refused", faultProbesRefused},
 		{"memory alarm", faultMemoryAlarm},

@@ -56,14 +56,17 @@ func (x *Inboxes) newInstanceQueue(s *session) (*instanceQueue, error) {
 	q.running.Go(consumer.run)
 	var deliveries <-chan amqp.Delivery
 	err = q.pool.with(s, nil, func(l *lane) error {
-		err := l.declare(q.name)
+		channel, err := l.open()
+		if err == nil {
+			err = declare(channel, q.name)
+		}
 		if err == nil {
 			// Declaring does not wait, and this is another channel: a method that is
 			// answered orders the two.
-			_, err = l.channel.QueueDeclarePassive(q.name, false, true, true, false, nil)
+			_, err = channel.QueueDeclarePassive(q.name, false, true, true, false, nil)
 		}
 		if err == nil {
-			deliveries, err = consumer.consume(q.name, func() {
+			deliveries, err = consumer.consume(q.name, false, func() {
 				// The queue was deleted, and all bindings with it: everything is made anew.
 				s.end(errors.New("the queue of the instance is gone"))
 			})
@@ -260,7 +263,7 @@ func (q *instanceQueue) rebind(b *inbox, _ *seat, l *lane) (func(), error) {
 	if u == nil {
 		return nil, nil
 	}
-	return func() { q.leave(key, u) }, l.rebind(q.name, key)
+	return func() { q.leave(key, u) }, l.bindAhead(q.name, key)
 }
 
 // tryEnter takes the turn at the user's binding if it is free and the binding b's, which

@@ -9,7 +9,7 @@ import (
 
 // maxLanes is how many goroutines talk to the broker about queues and bindings at the
 // same time. More gain nothing on RabbitMQ, where Mnesia orders the writes.
-const maxLanes = 8
+const maxLanes = 16
 
 // lanes returns how many lanes a connection has room for: in ScopeUser each has a channel
 // of its own and one that consumers share, and the watch of the exchange has one more.
@@ -75,29 +75,57 @@ func (l *lane) open() (*amqp.Channel, error) {
 }
 
 // declare declares an ephemeral queue: exclusive, auto-delete and not durable. It does
-// not wait for the broker; an error shows in the next method that does.
-func (l *lane) declare(queue string) error {
-	channel, err := l.open()
-	if err != nil {
-		return err
-	}
+// not wait for the broker; an error shows in the next method of the same channel that does.
+func declare(channel *amqp.Channel, queue string) error {
 	if _, err := channel.QueueDeclare(queue, false, true, true, true, nil); err != nil {
 		return fmt.Errorf("declare the queue %s: %w", queue, err)
 	}
 	return nil
 }
 
+// binding is a queue and the key under which it is bound.
+type binding struct{ queue, key string }
+
+// declareBound declares queues, binds each under its key, and waits until all that is so.
+// It stays with one channel: where that is lost because a queue is refused, another would
+// say of the binding that something is missing, as where the exchange is gone.
+func (l *lane) declareBound(bindings []binding) error {
+	channel, err := l.open()
+	if err != nil {
+		return err
+	}
+	for i, b := range bindings {
+		if err = declare(channel, b.queue); err != nil {
+			return err
+		}
+		if i < len(bindings)-1 {
+			err = bindAhead(channel, b.queue, b.key, l.exchange)
+		} else {
+			err = l.bindOn(channel, b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // bind binds the queue, which is there, to the exchange under key, and waits until that
-// is so. Where the exchange is gone all other bindings to it are gone as well: it ends
-// the session, so that they are made anew.
+// is so.
 func (l *lane) bind(queue, key string) error {
 	channel, err := l.open()
 	if err != nil {
 		return err
 	}
+	return l.bindOn(channel, binding{queue, key})
+}
+
+// bindOn is bind on a channel. Where the exchange is gone all other bindings to it are
+// gone as well: it ends the session, so that they are made anew.
+func (l *lane) bindOn(channel *amqp.Channel, b binding) error {
 	defer l.session.watch("bind a queue")()
-	if err := channel.QueueBind(queue, key, l.exchange, false, nil); err != nil {
-		err = fmt.Errorf("bind the queue %s: %w", queue, err)
+	if err := channel.QueueBind(b.queue, b.key, l.exchange, false, nil); err != nil {
+		err = fmt.Errorf("bind the queue %s: %w", b.queue, err)
 		if hasCode(err, amqp.NotFound) {
 			l.session.end(fmt.Errorf("%w: %w", errExchangeGone, err))
 		}
@@ -106,15 +134,19 @@ func (l *lane) bind(queue, key string) error {
 	return nil
 }
 
-// rebind binds the queue, which may be gone, and does not wait for the broker: an error
-// shows in the next method that does.
-func (l *lane) rebind(queue, key string) error {
+// bindAhead binds the queue and does not wait for the broker: an error, the queue being
+// gone for instance, shows in the next method of the channel that does.
+func (l *lane) bindAhead(queue, key string) error {
 	channel, err := l.open()
 	if err != nil {
 		return err
 	}
-	if err := channel.QueueBind(queue, key, l.exchange, true, nil); err != nil {
-		return fmt.Errorf("bind the queue %s again: %w", queue, err)
+	return bindAhead(channel, queue, key, l.exchange)
+}
+
+func bindAhead(channel *amqp.Channel, queue, key, exchange string) error {
+	if err := channel.QueueBind(queue, key, exchange, true, nil); err != nil {
+		return fmt.Errorf("bind the queue %s: %w", queue, err)
 	}
 	return nil
 }

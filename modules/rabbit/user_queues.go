@@ -8,45 +8,58 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
+// attachBatch is how many queues at most are made in one turn at the broker, which then
+// answers two methods for all of them instead of two for each.
+const attachBatch = 16
+
 // userQueues is the layout of ScopeUser: a queue and a consumer for each user.
 type userQueues struct {
 	owner   *Inboxes
 	session *session
 	pool    lanePool
+	// line is where who has a lane meets those who wait for one, and takes them along.
+	line    chan *attachment
 	running sync.WaitGroup // the goroutines of the consumer channels
 }
 
+// attachment is a queue that is being made.
+type attachment struct {
+	inbox      *inbox
+	seat       *seat
+	deliveries <-chan amqp.Delivery
+	done       chan error // gets the outcome, and has room for it
+}
+
 func (x *Inboxes) newUserQueues(s *session) *userQueues {
-	return &userQueues{owner: x, session: s, pool: newLanePool(s, x.config.WebsocketsExchange)}
+	return &userQueues{
+		owner:   x,
+		session: s,
+		pool:    newLanePool(s, x.config.WebsocketsExchange),
+		line:    make(chan *attachment),
+	}
 }
 
 // attach makes a queue under a name that was never used: a name that a dead connection
 // still holds would answer 405 RESOURCE_LOCKED until the broker notices.
 func (q *userQueues) attach(b *inbox, s *seat) error {
-	s.queue = "websocket.connection." + b.user.String() + "." + q.owner.instance + "." +
-		strconv.FormatUint(q.owner.sequence.Add(1), 10)
-	var deliveries <-chan amqp.Delivery
-	err := q.pool.with(q.session, b.closing, func(l *lane) error {
-		err := l.declare(s.queue)
-		if err == nil {
-			err = l.bind(s.queue, b.user.String())
-		}
-		if err == nil {
-			s.channel, err = q.place(l)
-		}
-		if err == nil {
-			deliveries, err = s.channel.consume(s.queue, func() { q.owner.lose(b, s) })
-		}
-		if err != nil && !q.session.over() {
-			_ = l.drop(s.queue) // an auto-delete queue without a consumer stays
-		}
-		return err
-	})
-	if err != nil {
+	x := q.owner
+	s.queue = "websocket.connection." + b.user.String() + "." + x.instance + "." +
+		strconv.FormatUint(x.sequence.Add(1), 10)
+	own := &attachment{inbox: b, seat: s, done: make(chan error, 1)}
+	select {
+	case l := <-q.pool:
+		q.attachMany(l, q.gather(own))
+		q.pool <- l
+	case q.line <- own:
+	case <-b.closing:
+		return errUnwanted
+	case <-q.session.ended:
+		return q.session.cause
+	}
+	if err := <-own.done; err != nil {
 		return err
 	}
 	s.done = make(chan struct{})
-	x := q.owner
 	x.mu.Lock()
 	before := b.drained
 	b.drained = s.done
@@ -57,10 +70,66 @@ func (q *userQueues) attach(b *inbox, s *seat) error {
 			// What the seat before still holds comes first.
 			<-before
 		}
-		for d := range deliveries {
+		for d := range own.deliveries {
 			b.hand(&d, s.channel.acker)
 		}
 	})
+	return nil
+}
+
+// gather returns own and, in the order of their arrival, others who wait in line.
+func (q *userQueues) gather(own *attachment) []*attachment {
+	batch := []*attachment{own}
+	for len(batch) < attachBatch {
+		select {
+		case next := <-q.line:
+			batch = append(batch, next)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// attachMany makes the queues of a batch and tells each how that ended.
+func (q *userQueues) attachMany(l *lane, batch []*attachment) {
+	bindings := make([]binding, len(batch))
+	for i, a := range batch {
+		bindings[i] = binding{a.seat.queue, a.inbox.user.String()}
+	}
+	err := l.declareBound(bindings)
+	if err != nil && len(batch) > 1 && !q.session.over() {
+		// The broker does not say whose queue it refuses: each tries again by itself.
+		for i := range batch {
+			q.attachMany(l, batch[i:i+1])
+		}
+		return
+	}
+	if err == nil {
+		err = q.consumeMany(l, batch)
+	}
+	for _, a := range batch {
+		if err != nil && !q.session.over() {
+			_ = l.drop(a.seat.queue) // an auto-delete queue without a consumer stays
+		}
+		a.done <- err
+	}
+}
+
+// consumeMany begins to consume the queues of a batch, all through one channel.
+func (q *userQueues) consumeMany(l *lane, batch []*attachment) error {
+	channel, err := q.place(l)
+	if err != nil {
+		return err
+	}
+	last := len(batch) - 1
+	for i, a := range batch {
+		a.seat.channel = channel
+		a.deliveries, err = channel.consume(a.seat.queue, i < last, func() { q.owner.lose(a.inbox, a.seat) })
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -74,10 +143,11 @@ func (q *userQueues) detach(_ *inbox, s *seat) {
 
 // rebind implements layout. A binding goes with its queue, so none stays behind a detach.
 func (q *userQueues) rebind(b *inbox, s *seat, l *lane) (func(), error) {
-	return nil, l.rebind(s.queue, b.user.String())
+	return nil, l.bindAhead(s.queue, b.user.String())
 }
 
-// place returns a channel of the lane that has a place for one more consumer. Where the
+// place returns a channel of the lane that has a place for one more consumer, and takes
+// the rest of a batch with it. Where the
 // connection has no more channels (channel_max), the one with the fewest consumers takes
 // it: users who share a channel with many are better off than users without a queue.
 func (q *userQueues) place(l *lane) (*consumerChannel, error) {
