@@ -44,8 +44,8 @@ type Config struct {
 	CloseWhenFull bool
 	// SharedPrefetch is how many deliveries the broker hands out unsettled for all users
 	// together, where they share a queue; 0 where they don't. When three quarters of it
-	// wait for sockets, the connections for which most wait are closed, one after the
-	// other, before everybody would have to wait for them.
+	// wait for sockets, the connections whose sockets have taken nothing for longest are
+	// closed, one after the other, before everybody would have to wait for them.
 	SharedPrefetch int
 	// DrainWindow is the time over which a shutdown spreads its closes.
 	DrainWindow time.Duration
@@ -76,6 +76,7 @@ type Hub struct {
 
 	// unsettled counts the deliveries that wait for a connection.
 	unsettled atomic.Int64
+	stuck     stuck
 	// removed counts the inboxes that have been closed at the broker.
 	removed atomic.Int64
 

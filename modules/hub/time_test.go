@@ -448,6 +448,49 @@ func TestManySlowClientsHoldUpNobody(t *testing.T) {
 	})
 }
 
+// TestSlowestIsClosedFirst: where many sockets are stuck with one delivery each, those go
+// that have been for the longest time, as many as must, and not one for which more waits
+// just now.
+func TestSlowestIsClosedFirst(t *testing.T) {
+	const slow, prefetch = 40, 40
+	const room = prefetch * 3 / 4
+	inBubble(t, func(h *house) {
+		h.config.SendQueue, h.config.CloseWhenFull, h.config.SharedPrefetch = 64, true, prefetch
+	}, func(t *testing.T, h *house) {
+		healthy := h.open(100)
+		clients := make([]*client, slow)
+		for user := range clients {
+			clients[user] = h.open(int64(user + 1))
+		}
+		for user := range clients {
+			if _, ok := h.inboxes.publish(userID(t, int64(user+1)), "", fmt.Sprint(user)); !ok {
+				t.Fatalf("connection %d has gone before anything was published for it", user)
+			}
+			synctest.Wait()
+			if user%5 > 0 {
+				continue
+			}
+			for n := range 3 {
+				h.inboxes.publish(userID(t, 100), "", fmt.Sprint(n))
+			}
+			for n := range 3 {
+				healthy.expect(fmt.Sprint(n))
+			}
+			synctest.Wait()
+		}
+		const closed = slow - room
+		h.eventually("the slowest to be closed", func() bool {
+			return h.gauge("websocket_closes_total", "4408") >= closed
+		})
+		if n := h.gauge("websocket_closes_total", "4408"); n > closed+3 {
+			t.Errorf("%v connections were closed, %d are enough", n, closed)
+		}
+		for user := closed + 3; user < slow; user++ {
+			clients[user].expect(fmt.Sprint(user))
+		}
+	})
+}
+
 func TestTooSlowGetsItsCloseFrameWhereItCan(t *testing.T) {
 	inBubble(t, func(h *house) { h.config.SendQueue, h.config.CloseWhenFull = 1, true }, func(t *testing.T, h *house) {
 		c := h.open(1)

@@ -308,9 +308,7 @@ func (m *member) Deliver(d app.Delivery) {
 			}
 		}
 	}
-	if shared := int64(m.hub.config.SharedPrefetch); shared > 0 && m.hub.unsettled.Load() > shared*3/4 {
-		m.hub.relieve()
-	}
+	m.hub.relieve()
 	if len(full) == 0 {
 		return
 	}
@@ -323,22 +321,6 @@ func (m *member) Deliver(d app.Delivery) {
 			m.hub.meters.dropped[dropSlowConsumer].Inc()
 			s.closeTooSlow()
 		}
-	}
-}
-
-// relieve closes the connection for which most deliveries wait. It does not block.
-func (h *Hub) relieve() {
-	var slowest *session
-	most := 1 // a connection that lacks one delivery only is not the slow one
-	for _, s := range h.list() {
-		s.mu.Lock()
-		if waiting := s.deliveries; waiting > most && !s.deaf && s.phase < phaseSealed {
-			slowest, most = s, waiting
-		}
-		s.mu.Unlock()
-	}
-	if slowest != nil {
-		slowest.closeTooSlow()
 	}
 }
 

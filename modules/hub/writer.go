@@ -187,13 +187,24 @@ func (s *session) write(b *batch, wait bool) {
 				return
 			}
 		}
-		err := b.write(s.wire, wait)
+		err := b.write(s.wire, false)
 		if errors.Is(err, errWouldBlock) {
-			go s.write(b, true)
-			return
+			if !wait {
+				go s.write(b, true)
+				return
+			}
+			err = s.writeStuck(b)
 		}
 		b = s.account(b, err)
 	}
+}
+
+// writeStuck writes on where the socket has just taken no more, and waits for it.
+func (s *session) writeStuck(b *batch) error {
+	defer s.hub.stuck.remove(s.hub.stuck.add(s))
+	// The prefetch may have been used up by now, so that no delivery comes to look.
+	s.hub.relieve()
+	return b.write(s.wire, true)
 }
 
 // load returns what is to be written next, nil where that is nothing: then the caller
