@@ -308,6 +308,52 @@ func TestNoPlaceIsGivenBackTwice(t *testing.T) {
 	}
 }
 
+// TestDeadlineOnADeadConnection: a message that comes to its deadline ends the connection
+// where nothing at all has come since it was handed over, for as long as a heartbeat.
+func TestDeadlineOnADeadConnection(t *testing.T) {
+	for _, row := range []struct {
+		name           string
+		heartbeat      time.Duration
+		silentFor, age time.Duration // at the deadline: of the broker, of the message
+		blocked        bool
+		dead           bool
+	}{
+		{name: "nothing has come for a heartbeat", heartbeat: 2 * time.Second, silentFor: 2 * time.Second, age: time.Second, dead: true},
+		{name: "not yet for a heartbeat", heartbeat: 2 * time.Second, silentFor: 2*time.Second - 1, age: time.Second},
+		{name: "something has come since", heartbeat: 2 * time.Second, silentFor: 2 * time.Second, age: 3 * time.Second},
+		{name: "the broker is blocked", heartbeat: 2 * time.Second, silentFor: time.Minute, age: time.Second, blocked: true},
+		{name: "without heartbeats, for the usual one", silentFor: heartbeat, age: time.Second, dead: true},
+		{name: "without heartbeats, not yet", silentFor: heartbeat - 1, age: time.Second},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := NewPublisher(Config{}, zap.NewNop(), prometheus.NewRegistry())
+				near, far := net.Pipe()
+				defer func() { _ = far.Close() }()
+				s := &session{
+					conn:  &amqp.Connection{Config: amqp.Config{Heartbeat: row.heartbeat}},
+					wire:  newWire(near),
+					ended: make(chan struct{}),
+				}
+				defer func() { _ = s.wire.Close() }()
+				j := &judge{publishEpoch: &publishEpoch{publisher: p, session: s}}
+				j.blocked.Store(row.blocked)
+				heard := time.Now()
+				time.Sleep(row.silentFor)
+				var verdict error
+				item := &outgoing{publisher: p, handed: heard.Add(row.silentFor - row.age), verdict: func(err error) { verdict = err }}
+				j.expire(item)
+				if !errors.Is(verdict, app.ErrConfirmTimeout) {
+					t.Errorf("the message's verdict is %v", verdict)
+				}
+				if s.over() != row.dead {
+					t.Errorf("the connection is over: %v, want %v", s.over(), row.dead)
+				}
+			})
+		})
+	}
+}
+
 // What waits for the broker is bounded in bytes, and given back by whoever lets go of it.
 func TestPublishBytesAreBounded(t *testing.T) {
 	p := NewPublisher(testConfig("amqp://localhost/", ScopeUser), zap.NewNop(), prometheus.NewRegistry())
