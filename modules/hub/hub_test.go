@@ -539,7 +539,10 @@ func TestClientThatLeavesWhileItsInboxOpens(t *testing.T) {
 	h := newHouse(t, false, func(h *house) {
 		h.inboxes.opening = func(ctx context.Context, _ domain.UserID) error {
 			close(opening)
-			<-release
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
 			return ctx.Err()
 		}
 	})
@@ -561,22 +564,72 @@ func TestClientThatLeavesWhileItsInboxOpens(t *testing.T) {
 		}
 		sibling <- c
 	}()
-	h.eventually("both to enter", func() bool {
+	h.eventually("both to enter", func() bool { return h.refs(1) == 2 })
+	_ = conn.Close()
+	h.eventually("the service to know that the first has left", func() bool {
 		h.hub.mu.Lock()
 		defer h.hub.mu.Unlock()
-		return h.hub.live == 2
+		return h.hub.users[userID(t, 1)].giveUp != nil
 	})
-	_ = conn.Close()
-	h.inboxes.mu.Lock()
-	h.inboxes.opening = nil
-	h.inboxes.mu.Unlock()
 	close(release)
 	c := <-sibling
+	h.inboxes.mu.Lock()
+	if h.inboxes.opens != 1 {
+		t.Errorf("the inbox was opened %d times: the sibling lost its place", h.inboxes.opens)
+	}
+	h.inboxes.mu.Unlock()
 	if _, ok := h.inboxes.publish(userID(t, 1), "", `"x"`); !ok {
 		t.Error("the sibling has no inbox")
 	}
 	c.expect(`"x"`)
 	h.awaitCount(1, "websocket_hub_active_connections")
+}
+
+// refs returns how many sessions the user has, with those that join or leave.
+func (h *house) refs(user int64) int {
+	h.hub.mu.Lock()
+	defer h.hub.mu.Unlock()
+	if m := h.hub.users[userID(h.t, user)]; m != nil {
+		return m.refs
+	}
+	return 0
+}
+
+// TestAllWhoWaitForTheInboxLeave has two clients of a user leave, one after the other,
+// while the inbox is being opened: with the second it is given up.
+func TestAllWhoWaitForTheInboxLeave(t *testing.T) {
+	givenUp := make(chan error, 1)
+	h := newHouse(t, false, func(h *house) {
+		h.inboxes.opening = func(ctx context.Context, _ domain.UserID) error {
+			<-ctx.Done()
+			givenUp <- ctx.Err()
+			return ctx.Err()
+		}
+	})
+	var clients [2]net.Conn
+	for i := range clients {
+		conn, err := h.dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte(upgradeRequest(h.pass(1, time.Hour)))); err != nil {
+			t.Fatal(err)
+		}
+		clients[i] = conn
+		h.eventually("the client to enter", func() bool { return h.refs(1) == i+1 })
+	}
+	_ = clients[0].Close()
+	h.eventually("the service to know that the first has left", func() bool {
+		h.hub.mu.Lock()
+		defer h.hub.mu.Unlock()
+		return h.hub.users[userID(t, 1)].giveUp != nil
+	})
+	_ = clients[1].Close()
+	if err := <-givenUp; !errors.Is(err, context.Canceled) {
+		t.Errorf("the opening ended with %v", err)
+	}
+	h.eventually("both passes to be given back", func() bool { return h.passes.size() == 2 })
+	h.eventually("the user to be forgotten", func() bool { return h.refs(1) == 0 })
 }
 
 // TestNobodyWaitsForTheInbox has a client leave while its inbox is being opened, which

@@ -31,8 +31,10 @@ type member struct {
 	user domain.UserID
 
 	// refs counts the sessions of the user and those that are about to join or leave;
-	// at zero the member is forgotten. Hub.mu guards it.
-	refs int
+	// at zero the member is forgotten. giveUp is there while the inbox is being opened for
+	// a client that has left, and others wait for it. Hub.mu guards both.
+	refs   int
+	giveUp context.CancelFunc
 
 	// turn has one place, for whoever changes inbox: otherwise the last leave, racing
 	// the first join, would remove the queue from under the new connection. It is a
@@ -60,19 +62,16 @@ func (h *Hub) enter(user domain.UserID) *member {
 	return m
 }
 
-// alone reports whether the user has one session, or one that is about to join or leave.
-func (h *Hub) alone(m *member) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return m.refs == 1
-}
-
 // exit gives a reference back.
 func (h *Hub) exit(m *member) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if m.refs--; m.refs == 0 {
+	m.refs--
+	switch {
+	case m.refs == 0:
 		delete(h.users, m.user)
+	case m.refs == 1 && m.giveUp != nil:
+		m.giveUp()
 	}
 }
 
@@ -123,19 +122,28 @@ func (m *member) openInbox(client context.Context, deadline time.Time) error {
 	if m.inbox != nil {
 		return nil
 	}
+	h := m.hub
 	opening, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	defer context.AfterFunc(client, func() {
-		if m.hub.alone(m) {
+	stop := context.AfterFunc(client, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if m.refs == 1 {
 			cancel()
+		} else if opening.Err() == nil {
+			m.giveUp = cancel
 		}
-	})()
-	inbox, err := m.hub.inboxes.Open(opening, m.user, m.receive)
+	})
+	inbox, err := h.inboxes.Open(opening, m.user, m.receive)
+	stop()
+	cancel() // from here on giveUp is set no more
+	h.mu.Lock()
+	m.giveUp = nil
+	h.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("open the user's inbox: %w", err)
 	}
 	m.inbox = inbox
-	m.hub.meters.users.Inc()
+	h.meters.users.Inc()
 	return nil
 }
 

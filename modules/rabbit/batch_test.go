@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/aleksandrshaulskyi/chat-transportation/app"
 	"github.com/aleksandrshaulskyi/chat-transportation/modules/rabbit/rabbittest"
@@ -41,7 +42,12 @@ func openTogether(t *testing.T, x *Inboxes, first, count int64, receive func(use
 	}
 	var batch []*attachment
 	for range count {
-		batch = append(batch, <-q.line)
+		select {
+		case next := <-q.line:
+			batch = append(batch, next)
+		case <-q.session.ended:
+			t.Fatalf("the connection has ended: %v", q.session.cause)
+		}
 	}
 	q.attachMany(held[0], batch)
 	for _, l := range held {
@@ -63,6 +69,16 @@ func TestOpenTogether(t *testing.T) {
 		got <- fmt.Sprint(user, " ", string(d.Body))
 		d.Ack()
 	})
+	receive := func() string {
+		t.Helper()
+		select {
+		case text := <-got:
+			return text
+		case <-time.After(20 * time.Second):
+			t.Fatal("nothing is received")
+			return ""
+		}
+	}
 	if len(opened) != attachBatch {
 		t.Fatalf("opened %d inboxes, failed %v", len(opened), failed)
 	}
@@ -71,7 +87,7 @@ func TestOpenTogether(t *testing.T) {
 		if !backend.publish(t, config.WebsocketsExchange, key, "", []byte(key)) {
 			t.Errorf("user %d has no queue", user)
 		}
-		if text := <-got; text != key+" "+key {
+		if text := receive(); text != key+" "+key {
 			t.Errorf("published for user %s, received %q", key, text)
 		}
 	}
@@ -84,7 +100,7 @@ func TestOpenTogether(t *testing.T) {
 			t.Errorf("user %d: routed %v, after the inbox of user 1 was closed", user, routed)
 		}
 		if routed {
-			<-got
+			receive()
 		}
 	}
 	if err := x.Check(t.Context()); err != nil {

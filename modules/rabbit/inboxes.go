@@ -396,8 +396,10 @@ func (x *Inboxes) Open(ctx context.Context, user domain.UserID, receive func(app
 	if _, ok := x.open[b]; ok {
 		return b, nil // it was a tie
 	}
-	b.closed = true // attachFirst makes no seat, or takes it back
-	close(b.closing)
+	if !b.closed { // else it was open for a moment, and Stop has closed it
+		b.closed = true // attachFirst makes no seat, or takes it back
+		close(b.closing)
+	}
 	b.gate.shut()
 	return nil, unavailable("open an inbox", ctx.Err())
 }
@@ -506,6 +508,16 @@ func (x *Inboxes) reattach(b *inbox) {
 	close(b.repaired)
 	b.repaired = nil
 	x.mu.Unlock()
+}
+
+// unwanted reports whether the inbox was closed, or its opening given up.
+func (b *inbox) unwanted() bool {
+	select {
+	case <-b.closing:
+		return true
+	default:
+		return false
+	}
 }
 
 // rest waits for d, or until there is something new to do for the inbox.

@@ -58,12 +58,7 @@ func (x *Inboxes) newInstanceQueue(s *session) (*instanceQueue, error) {
 	err = q.pool.with(s, nil, func(l *lane) error {
 		channel, err := l.open()
 		if err == nil {
-			err = declare(channel, q.name)
-		}
-		if err == nil {
-			// Declaring does not wait, and this is another channel: a method that is
-			// answered orders the two.
-			_, err = channel.QueueDeclarePassive(q.name, false, true, true, false, nil)
+			err = l.declareOn(channel, q.name, true) // it is consumed on another channel
 		}
 		if err == nil {
 			deliveries, err = consumer.consume(q.name, false, func() {

@@ -8,7 +8,7 @@ import (
 )
 
 // maxLanes is how many goroutines talk to the broker about queues and bindings at the
-// same time. More gain nothing on RabbitMQ, where Mnesia orders the writes.
+// same time. Twice as many gain nothing more on RabbitMQ, where Mnesia orders the writes.
 const maxLanes = 16
 
 // lanes returns how many lanes a connection has room for: in ScopeUser each has a channel
@@ -74,10 +74,13 @@ func (l *lane) open() (*amqp.Channel, error) {
 	return l.channel, nil
 }
 
-// declare declares an ephemeral queue: exclusive, auto-delete and not durable. It does
-// not wait for the broker; an error shows in the next method of the same channel that does.
-func declare(channel *amqp.Channel, queue string) error {
-	if _, err := channel.QueueDeclare(queue, false, true, true, true, nil); err != nil {
+// declareOn declares an ephemeral queue: exclusive, auto-delete and not durable. Where it
+// does not wait for the broker, an error shows in the next method of the channel that does.
+func (l *lane) declareOn(channel *amqp.Channel, queue string, wait bool) error {
+	if wait {
+		defer l.session.watch("declare a queue")()
+	}
+	if _, err := channel.QueueDeclare(queue, false, true, true, !wait, nil); err != nil {
 		return fmt.Errorf("declare the queue %s: %w", queue, err)
 	}
 	return nil
@@ -88,14 +91,16 @@ type binding struct{ queue, key string }
 
 // declareBound declares queues, binds each under its key, and waits until all that is so.
 // It stays with one channel: where that is lost because a queue is refused, another would
-// say of the binding that something is missing, as where the exchange is gone.
-func (l *lane) declareBound(bindings []binding) error {
+// say of the binding that something is missing, as where the exchange is gone. With care
+// it waits for each queue before it sends more: what the library sends while the broker
+// closes a channel may come after that, which costs the connection (504).
+func (l *lane) declareBound(bindings []binding, care bool) error {
 	channel, err := l.open()
 	if err != nil {
 		return err
 	}
 	for i, b := range bindings {
-		if err = declare(channel, b.queue); err != nil {
+		if err = l.declareOn(channel, b.queue, care); err != nil {
 			return err
 		}
 		if i < len(bindings)-1 {

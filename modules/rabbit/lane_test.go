@@ -29,6 +29,58 @@ func (x *Inboxes) pool(tb testing.TB) lanePool {
 	return nil
 }
 
+// inLine returns how many inboxes have come to where they wait for a lane, or nearly.
+func inLine(x *Inboxes) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if q, ok := x.epoch.layout.(*instanceQueue); ok {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return len(q.users)
+	}
+	return int(x.sequence.Load())
+}
+
+// lateContext is a context whose end a goroutine gets to know only once late is closed, as
+// one that is not run for a while.
+type lateContext struct {
+	context.Context
+	late <-chan struct{}
+}
+
+func (c lateContext) Done() <-chan struct{} {
+	<-c.late
+	return c.Context.Done()
+}
+
+// TestGivenUpWhileStopping has Stop close an inbox that is open for a moment, before
+// whoever opens it, and gives up just then, has looked.
+func TestGivenUpWhileStopping(t *testing.T) {
+	for _, scope := range []Scope{ScopeUser, ScopeInstance} {
+		for range 5 { // who looks finds the inbox and the end of its context, and tosses a coin
+			x := startInboxes(t, testConfig(rabbittest.URL(t), scope))
+			eventually(t, "inboxes are connected", func() bool { return x.Available() == nil })
+			ctx, giveUp := context.WithCancel(t.Context())
+			late, opened := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(opened)
+				_, _ = x.Open(lateContext{ctx, late}, userID(1), func(app.Delivery) {}) // either is right
+			}()
+			eventually(t, "the inbox is open", func() bool {
+				x.mu.Lock()
+				defer x.mu.Unlock()
+				return len(x.open) == 1
+			})
+			giveUp()
+			if err := x.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+			close(late)
+			<-opened
+		}
+	}
+}
+
 // TestGivenUpInLine has the broker busy with others, and users who give up waiting: what
 // nobody waits for any longer is not asked of the broker, or a broker that can't keep up
 // would never get to those who do wait.
@@ -54,6 +106,7 @@ func TestGivenUpInLine(t *testing.T) {
 					}
 				})
 			}
+			eventually(t, "all wait in line", func() bool { return inLine(x) >= users })
 			giveUp()
 			waiting.Wait()
 			// What was begun for them has ended before the broker was asked for anything.

@@ -23,9 +23,12 @@ const (
 	// heartbeat is what the connection asks for where the URL names none; RabbitMQ's
 	// guide advises 5 to 20 seconds. The library gives up after one and a half of it.
 	heartbeat = 5 * time.Second
-	// rpcTimeout is how long the broker may take to answer one method before its
-	// connection counts as dead.
+	// rpcTimeout is for how long the broker may leave all methods of a connection without
+	// an answer before that counts as dead, and rpcLimit for how long a single one: a
+	// broker that is slow has many to answer, and would only be slower with all of a
+	// connection to make anew.
 	rpcTimeout = 10 * time.Second
+	rpcLimit   = time.Minute
 	// closeTimeout bounds the closing handshake of a connection.
 	closeTimeout = time.Second
 
@@ -78,8 +81,16 @@ type session struct {
 	// ready marks the link as up; serve calls it when the session can be used.
 	ready func()
 
+	answered atomic.Int64 // when the broker last answered a method, as clock has it
+
 	once  sync.Once
 	cause error
+}
+
+func newSession(conn *amqp.Connection, w *wire) *session {
+	s := &session{conn: conn, wire: w, ended: make(chan struct{})}
+	s.answered.Store(clock())
+	return s
 }
 
 // end ends the session with a cause; the first one counts.
@@ -116,13 +127,40 @@ func (s *session) over() bool {
 	}
 }
 
-// watch ends the session where what is called now takes longer than rpcTimeout: the
-// library waits for the broker's answer for as long as the connection lives. The
-// caller calls the returned function when the answer is there.
-func (s *session) watch(what string) (stop func() bool) {
-	return time.AfterFunc(rpcTimeout, func() {
-		s.end(fmt.Errorf("%s: the broker did not answer within %v", what, rpcTimeout))
-	}).Stop
+// watch ends the session where what is called now is not answered within rpcLimit, or
+// where nothing is within rpcTimeout: the library waits for the broker's answer for as
+// long as the connection lives. The caller calls the returned function when the answer is
+// there.
+func (s *session) watch(what string) (answered func()) {
+	var (
+		began = clock()
+		mu    sync.Mutex
+		timer *time.Timer
+		over  bool
+	)
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(rpcTimeout, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if over {
+			return
+		}
+		waited := time.Since(moment(began))
+		quiet := min(waited, time.Since(moment(s.answered.Load())))
+		if waited >= rpcLimit || quiet >= rpcTimeout {
+			s.end(fmt.Errorf("%s: the broker did not answer within %v", what, waited.Round(time.Second)))
+			return
+		}
+		timer.Reset(min(rpcLimit-waited, rpcTimeout-quiet))
+	})
+	return func() {
+		s.answered.Store(clock())
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		timer.Stop()
+	}
 }
 
 // start begins to keep the connection; it does not wait for it.
@@ -316,7 +354,7 @@ func (l *link) dial(ctx context.Context, url string) (*session, error) {
 		}
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	return &session{conn: conn, wire: w, ended: make(chan struct{})}, nil
+	return newSession(conn, w), nil
 }
 
 // connectionProperties are what the broker's listings show of a connection.

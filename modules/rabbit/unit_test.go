@@ -308,6 +308,59 @@ func TestNoPlaceIsGivenBackTwice(t *testing.T) {
 	}
 }
 
+// TestWatch: one answer that is late ends the connection only where no other method is
+// answered meanwhile, or where it is very late.
+func TestWatch(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		every  time.Duration // other methods are answered; 0: never
+		answer time.Duration // when the answer comes; 0: never
+		over   time.Duration // when the session ends; 0: it goes on
+	}{
+		{name: "answered", answer: rpcTimeout - 1},
+		{name: "nothing is answered", over: rpcTimeout},
+		{name: "late, and others are answered", every: rpcTimeout - 1, answer: 3 * rpcTimeout},
+		{name: "late, and others are answered too seldom", every: rpcTimeout + 1, answer: 3 * rpcTimeout, over: rpcTimeout},
+		{name: "others are answered, this never", every: time.Second, over: rpcLimit},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := net.Pipe()
+				defer func() { _ = far.Close() }()
+				s := newSession(nil, newWire(near))
+				defer s.end(errors.New("the test is over"))
+				if row.every > 0 {
+					go func() {
+						for !s.over() {
+							answered := s.watch("another method")
+							select {
+							case <-time.After(row.every):
+							case <-s.ended:
+							}
+							answered()
+						}
+					}()
+				}
+				began := time.Now()
+				answered := s.watch("a method")
+				if row.answer > 0 {
+					time.AfterFunc(row.answer, func() { answered() })
+				}
+				select {
+				case <-s.ended:
+					if took := time.Since(began); row.over == 0 || took != row.over {
+						t.Errorf("the session ended after %v, want %v", took, row.over)
+					}
+				case <-time.After(2 * rpcLimit):
+					if row.over != 0 {
+						t.Error("the session goes on")
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestDeadlineOnADeadConnection: a message that comes to its deadline ends the connection
 // where nothing at all has come since it was handed over, for as long as a heartbeat.
 func TestDeadlineOnADeadConnection(t *testing.T) {
@@ -330,11 +383,7 @@ func TestDeadlineOnADeadConnection(t *testing.T) {
 				p := NewPublisher(Config{}, zap.NewNop(), prometheus.NewRegistry())
 				near, far := net.Pipe()
 				defer func() { _ = far.Close() }()
-				s := &session{
-					conn:  &amqp.Connection{Config: amqp.Config{Heartbeat: row.heartbeat}},
-					wire:  newWire(near),
-					ended: make(chan struct{}),
-				}
+				s := newSession(&amqp.Connection{Config: amqp.Config{Heartbeat: row.heartbeat}}, newWire(near))
 				defer func() { _ = s.wire.Close() }()
 				j := &judge{publishEpoch: &publishEpoch{publisher: p, session: s}}
 				j.blocked.Store(row.blocked)

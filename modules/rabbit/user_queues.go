@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -12,6 +14,9 @@ import (
 // answers two methods for all of them instead of two for each.
 const attachBatch = 16
 
+// careTime is for how long each queue is made by itself after one was refused.
+const careTime = 5 * time.Second
+
 // userQueues is the layout of ScopeUser: a queue and a consumer for each user.
 type userQueues struct {
 	owner   *Inboxes
@@ -19,6 +24,7 @@ type userQueues struct {
 	pool    lanePool
 	// line is where who has a lane meets those who wait for one, and takes them along.
 	line    chan *attachment
+	refused atomic.Int64   // when a queue was last refused, as clock has it
 	running sync.WaitGroup // the goroutines of the consumer channels
 }
 
@@ -77,10 +83,16 @@ func (q *userQueues) attach(b *inbox, s *seat) error {
 	return nil
 }
 
+// careful reports whether the broker has refused a queue not long ago.
+func (q *userQueues) careful() bool {
+	at := q.refused.Load()
+	return at != 0 && time.Since(moment(at)) < careTime
+}
+
 // gather returns own and, in the order of their arrival, others who wait in line.
 func (q *userQueues) gather(own *attachment) []*attachment {
 	batch := []*attachment{own}
-	for len(batch) < attachBatch {
+	for len(batch) < attachBatch && !q.careful() {
 		select {
 		case next := <-q.line:
 			batch = append(batch, next)
@@ -93,23 +105,33 @@ func (q *userQueues) gather(own *attachment) []*attachment {
 
 // attachMany makes the queues of a batch and tells each how that ended.
 func (q *userQueues) attachMany(l *lane, batch []*attachment) {
+	if len(batch) == 1 && batch[0].inbox.unwanted() {
+		_ = l.drop(batch[0].seat.queue) // a batch that failed may have made it
+		batch[0].done <- errUnwanted
+		return
+	}
 	bindings := make([]binding, len(batch))
 	for i, a := range batch {
 		bindings[i] = binding{a.seat.queue, a.inbox.user.String()}
 	}
-	err := l.declareBound(bindings)
-	if err != nil && len(batch) > 1 && !q.session.over() {
+	err := l.declareBound(bindings, q.careful())
+	bound := err == nil
+	if bound {
+		err = q.consumeMany(l, batch)
+	}
+	failed := err != nil && !q.session.over()
+	if failed {
+		q.refused.Store(clock())
+	}
+	if failed && !bound && len(batch) > 1 {
 		// The broker does not say whose queue it refuses: each tries again by itself.
 		for i := range batch {
 			q.attachMany(l, batch[i:i+1])
 		}
 		return
 	}
-	if err == nil {
-		err = q.consumeMany(l, batch)
-	}
 	for _, a := range batch {
-		if err != nil && !q.session.over() {
+		if failed {
 			_ = l.drop(a.seat.queue) // an auto-delete queue without a consumer stays
 		}
 		a.done <- err
@@ -146,10 +168,10 @@ func (q *userQueues) rebind(b *inbox, s *seat, l *lane) (func(), error) {
 	return nil, l.bindAhead(s.queue, b.user.String())
 }
 
-// place returns a channel of the lane that has a place for one more consumer, and takes
-// the rest of a batch with it. Where the
-// connection has no more channels (channel_max), the one with the fewest consumers takes
-// it: users who share a channel with many are better off than users without a queue.
+// place returns a channel of the lane that has a place for one more consumer; the rest of a
+// batch goes with that one. Where the connection has no more channels (channel_max), the
+// one with the fewest consumers takes it: users who share a channel with many are better
+// off than users without a queue.
 func (q *userQueues) place(l *lane) (*consumerChannel, error) {
 	alive := l.consumers[:0]
 	var found, least *consumerChannel
