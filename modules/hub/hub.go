@@ -44,8 +44,8 @@ type Config struct {
 	CloseWhenFull bool
 	// SharedPrefetch is how many deliveries the broker hands out unsettled for all users
 	// together, where they share a queue; 0 where they don't. When three quarters of it
-	// wait for sockets, the connections whose sockets have taken nothing for longest are
-	// closed, one after the other, before everybody would have to wait for them.
+	// wait for sockets, the connections whose frames have been on their way for longest
+	// are closed, so that nobody else has to wait for them much longer than stuckGrace.
 	SharedPrefetch int
 	// DrainWindow is the time over which a shutdown spreads its closes.
 	DrainWindow time.Duration

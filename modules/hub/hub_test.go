@@ -569,7 +569,8 @@ func TestClientThatLeavesWhileItsInboxOpens(t *testing.T) {
 	h.eventually("the service to know that the first has left", func() bool {
 		h.hub.mu.Lock()
 		defer h.hub.mu.Unlock()
-		return h.hub.users[userID(t, 1)].giveUp != nil
+		m := h.hub.users[userID(t, 1)]
+		return m != nil && m.giveUp != nil
 	})
 	close(release)
 	c := <-sibling
@@ -616,13 +617,19 @@ func TestAllWhoWaitForTheInboxLeave(t *testing.T) {
 			t.Fatal(err)
 		}
 		clients[i] = conn
-		h.eventually("the client to enter", func() bool { return h.refs(1) == i+1 })
+		h.eventually("the client to enter, and the first one to open the inbox", func() bool {
+			h.inboxes.mu.Lock()
+			opens := h.inboxes.opens
+			h.inboxes.mu.Unlock()
+			return opens == 1 && h.refs(1) == i+1
+		})
 	}
 	_ = clients[0].Close()
 	h.eventually("the service to know that the first has left", func() bool {
 		h.hub.mu.Lock()
 		defer h.hub.mu.Unlock()
-		return h.hub.users[userID(t, 1)].giveUp != nil
+		m := h.hub.users[userID(t, 1)]
+		return m != nil && m.giveUp != nil
 	})
 	_ = clients[1].Close()
 	if err := <-givenUp; !errors.Is(err, context.Canceled) {

@@ -201,6 +201,7 @@ func (s *session) write(b *batch, wait bool) {
 
 // writeStuck writes on where the socket has just taken no more, and waits for it.
 func (s *session) writeStuck(b *batch) error {
+	s.settleOut(b) // the frames before the one that is stuck
 	defer s.hub.stuck.remove(s.hub.stuck.add(s))
 	// The prefetch may have been used up by now, so that no delivery comes to look.
 	s.hub.relieve()
@@ -234,18 +235,9 @@ func (s *session) load() *batch {
 // the connection is past its close, all others. It returns the batch while something of
 // it is to be written.
 func (s *session) account(b *batch, err error) *batch {
-	out := b.whole()
-	written := b.items[b.settled:out]
-	for _, item := range written {
-		if item.parcel != nil {
-			s.hub.meters.delivered.Inc()
-			item.parcel.done()
-		}
-	}
-	b.settled = out
+	s.settleOut(b)
+	out := b.settled
 	s.mu.Lock()
-	s.framesOut += len(written)
-	s.forget(written)
 	var given []outgoing
 	if err != nil || s.phase >= phaseClosed {
 		given = b.items[out:]
@@ -279,6 +271,27 @@ func (s *session) account(b *batch, err error) *batch {
 		s.mu.Unlock()
 	}
 	return nil
+}
+
+// settleOut settles the frames of the batch that are out.
+func (s *session) settleOut(b *batch) {
+	out := b.whole()
+	written := b.items[b.settled:out]
+	if len(written) == 0 {
+		return
+	}
+	for _, item := range written {
+		if item.parcel != nil {
+			s.hub.meters.delivered.Inc()
+			item.parcel.done()
+		}
+	}
+	b.settled = out
+	s.mu.Lock()
+	s.framesOut += len(written)
+	s.forget(written)
+	s.signal()
+	s.mu.Unlock()
 }
 
 // forget takes items out of the counts. The caller holds mu.

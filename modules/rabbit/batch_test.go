@@ -150,6 +150,9 @@ func faultQueuesRefused(t *testing.T, node *rabbittest.Node) {
 	config.URLs = []string{"amqp://deaf:deaf@" + node.Address() + "/"}
 	x = startInboxes(t, config)
 	eventually(t, "inboxes are connected", func() bool { return x.Available() == nil })
+	if _, err := x.Open(t.Context(), userID(1000), func(d app.Delivery) { d.Ack() }); !errors.Is(err, app.ErrBrokerUnavailable) {
+		t.Errorf("an inbox that may not be read: %v", err)
+	}
 	opened, failed = openTogether(t, x, 1, attachBatch, ignore)
 	if len(opened) > 0 || len(failed) != attachBatch {
 		t.Errorf("%d inboxes were opened that may not be read", len(opened))

@@ -37,6 +37,7 @@ func openConsumerChannel(s *session, prefetch int) (*consumerChannel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a channel: %w", err)
 	}
+	s.heardAnswer()
 	if err := channel.Qos(prefetch, 0, false); err != nil {
 		return nil, fmt.Errorf("set the prefetch: %w", err)
 	}

@@ -168,8 +168,9 @@ func (q *instanceQueue) dispatch(d *amqp.Delivery) {
 	b.hand(d, q.consumer.acker)
 }
 
-// enter waits for the turn at the user's binding; false: the session is over.
-func (q *instanceQueue) enter(key string) (*bound, bool) {
+// enter waits for the turn at the user's binding, for as long as the session lasts and the
+// turn is wanted.
+func (q *instanceQueue) enter(key string, unwanted <-chan struct{}) (*bound, error) {
 	q.mu.Lock()
 	u := q.users[key]
 	if u == nil {
@@ -180,10 +181,13 @@ func (q *instanceQueue) enter(key string) (*bound, bool) {
 	q.mu.Unlock()
 	select {
 	case u.turn <- struct{}{}:
-		return u, true
+		return u, nil
+	case <-unwanted:
+		q.forget(key, u)
+		return nil, errUnwanted
 	case <-q.session.ended:
 		q.forget(key, u)
-		return nil, false
+		return nil, q.session.cause
 	}
 }
 
@@ -213,13 +217,13 @@ func (q *instanceQueue) set(u *bound, b *inbox) *inbox {
 // attach implements layout.
 func (q *instanceQueue) attach(b *inbox, _ *seat) error {
 	key := b.user.String()
-	u, ok := q.enter(key)
-	if !ok {
-		return q.session.cause
+	u, err := q.enter(key, b.closing)
+	if err != nil {
+		return err
 	}
 	defer q.leave(key, u)
 	before := q.set(u, b) // first, so that nothing that comes is taken for nobody's
-	err := q.pool.with(q.session, b.closing, func(l *lane) error { return l.bind(q.name, key) })
+	err = q.pool.with(q.session, b.closing, func(l *lane) error { return l.bind(q.name, key) })
 	if err != nil {
 		q.set(u, before)
 	}
@@ -229,8 +233,8 @@ func (q *instanceQueue) attach(b *inbox, _ *seat) error {
 // detach implements layout.
 func (q *instanceQueue) detach(b *inbox, _ *seat) {
 	key := b.user.String()
-	u, ok := q.enter(key)
-	if !ok {
+	u, err := q.enter(key, nil)
+	if err != nil {
 		return
 	}
 	defer q.leave(key, u)
@@ -240,7 +244,7 @@ func (q *instanceQueue) detach(b *inbox, _ *seat) {
 	if !mine {
 		return // the user has a newer inbox, whose binding it is now
 	}
-	err := q.pool.with(q.session, nil, func(l *lane) error { return l.unbind(q.name, key) })
+	err = q.pool.with(q.session, nil, func(l *lane) error { return l.unbind(q.name, key) })
 	if err != nil && !q.session.over() {
 		// A binding that stays would take messages for nobody: begin anew without it.
 		q.session.end(err)

@@ -162,7 +162,7 @@ func (l *lane) lookUp() error {
 	if err != nil {
 		return err
 	}
-	defer l.session.watch("look up the exchange")()
+	defer l.session.watchOnly("look up the exchange")()
 	if err := channel.ExchangeDeclarePassive(l.exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
 		return fmt.Errorf("look up the exchange %q: %w", l.exchange, err)
 	}

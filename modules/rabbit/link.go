@@ -89,7 +89,7 @@ type session struct {
 
 func newSession(conn *amqp.Connection, w *wire) *session {
 	s := &session{conn: conn, wire: w, ended: make(chan struct{})}
-	s.answered.Store(clock())
+	s.heardAnswer() // its handshake's
 	return s
 }
 
@@ -132,6 +132,19 @@ func (s *session) over() bool {
 // long as the connection lives. The caller calls the returned function when the answer is
 // there.
 func (s *session) watch(what string) (answered func()) {
+	stop := s.watchOnly(what)
+	return func() {
+		s.heardAnswer()
+		stop()
+	}
+}
+
+// heardAnswer notes that the broker has answered a method.
+func (s *session) heardAnswer() { s.answered.Store(clock()) }
+
+// watchOnly is watch for a question that says nothing of the others: the broker can
+// answer what it has to read only, while it can't change anything.
+func (s *session) watchOnly(what string) (stop func()) {
 	var (
 		began = clock()
 		mu    sync.Mutex
@@ -155,7 +168,6 @@ func (s *session) watch(what string) (answered func()) {
 		timer.Reset(min(rpcLimit-waited, rpcTimeout-quiet))
 	})
 	return func() {
-		s.answered.Store(clock())
 		mu.Lock()
 		defer mu.Unlock()
 		over = true
@@ -407,9 +419,11 @@ func (s *session) onFreshChannel(call func(*amqp.Channel) error) error {
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
+	s.heardAnswer()
 	if err := call(channel); err != nil {
 		return err
 	}
+	s.heardAnswer()
 	return channel.Close()
 }
 

@@ -191,6 +191,7 @@ func (j *judge) decide(item *outgoing) {
 	switch {
 	case item.confirmation.Acked():
 		j.confirmed.Store(clock())
+		j.session.heardAnswer()
 		if item.mandatory {
 			j.publisher.writesRefused.Store(false)
 		}

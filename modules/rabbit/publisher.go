@@ -424,9 +424,11 @@ func (e *publishEpoch) open() error {
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
+	e.session.heardAnswer()
 	if err := channel.Confirm(false); err != nil {
 		return fmt.Errorf("ask for confirms: %w", err)
 	}
+	e.session.heardAnswer()
 	e.channel = channel
 	e.broken = channel.NotifyClose(make(chan *amqp.Error, 1))
 	channel.NotifyReturn(e.returns)

@@ -122,7 +122,7 @@ func TestRebindAfterClose(t *testing.T) {
 				t.Errorf("rebind an open inbox: %v", err)
 			}
 			if q, ok := s.epoch.layout.(*instanceQueue); ok {
-				u, _ := q.enter("1")
+				u, _ := q.enter("1", nil)
 				if err := rebind(); err != nil { // or it would wait forever
 					t.Errorf("rebind while another has the turn: %v", err)
 				}

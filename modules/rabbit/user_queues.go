@@ -114,10 +114,11 @@ func (q *userQueues) attachMany(l *lane, batch []*attachment) {
 	for i, a := range batch {
 		bindings[i] = binding{a.seat.queue, a.inbox.user.String()}
 	}
-	err := l.declareBound(bindings, q.careful())
+	care := q.careful()
+	err := l.declareBound(bindings, care)
 	bound := err == nil
 	if bound {
-		err = q.consumeMany(l, batch)
+		err = q.consumeMany(l, batch, care)
 	}
 	failed := err != nil && !q.session.over()
 	if failed {
@@ -138,8 +139,9 @@ func (q *userQueues) attachMany(l *lane, batch []*attachment) {
 	}
 }
 
-// consumeMany begins to consume the queues of a batch, all through one channel.
-func (q *userQueues) consumeMany(l *lane, batch []*attachment) error {
+// consumeMany begins to consume the queues of a batch, all through one channel; with care as
+// declareBound has it.
+func (q *userQueues) consumeMany(l *lane, batch []*attachment, care bool) error {
 	channel, err := q.place(l)
 	if err != nil {
 		return err
@@ -147,7 +149,7 @@ func (q *userQueues) consumeMany(l *lane, batch []*attachment) error {
 	last := len(batch) - 1
 	for i, a := range batch {
 		a.seat.channel = channel
-		a.deliveries, err = channel.consume(a.seat.queue, i < last, func() { q.owner.lose(a.inbox, a.seat) })
+		a.deliveries, err = channel.consume(a.seat.queue, i < last && !care, func() { q.owner.lose(a.inbox, a.seat) })
 		if err != nil {
 			return err
 		}
