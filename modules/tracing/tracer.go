@@ -133,10 +133,7 @@ type patientExporter struct {
 
 // ExportSpans implements sdktrace.SpanExporter.
 func (e *patientExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(e.over, cancel)()
-	err := e.Exporter.ExportSpans(ctx, spans)
+	err := e.export(ctx, spans)
 	if err == nil {
 		if e.told {
 			e.log.Info("the collector takes spans again", zap.Int("failures", e.failures))
@@ -151,4 +148,16 @@ func (e *patientExporter) ExportSpans(ctx context.Context, spans []sdktrace.Read
 			zap.Error(err), zap.Int("spans", len(spans)), zap.Int("failures", e.failures))
 	})
 	return nil
+}
+
+// export is bounded by over. Once that has ended the exporter is not asked: it would
+// encode a whole batch before it looked at its context, and a full queue holds many.
+func (e *patientExporter) export(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	if err := e.over.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.over, cancel)()
+	return e.Exporter.ExportSpans(ctx, spans)
 }
