@@ -388,7 +388,7 @@ func TestDeadlineOnADeadConnection(t *testing.T) {
 				j := &judge{publishEpoch: &publishEpoch{publisher: p, session: s}}
 				j.blocked.Store(row.blocked)
 				heard := time.Now()
-				time.Sleep(row.silentFor)
+				<-time.After(row.silentFor)
 				var verdict error
 				item := &outgoing{publisher: p, handed: heard.Add(row.silentFor - row.age), verdict: func(err error) { verdict = err }}
 				j.expire(item)
