@@ -511,14 +511,7 @@ func (x *Inboxes) reattach(b *inbox) {
 }
 
 // unwanted reports whether the inbox was closed, or its opening given up.
-func (b *inbox) unwanted() bool {
-	select {
-	case <-b.closing:
-		return true
-	default:
-		return false
-	}
-}
+func (b *inbox) unwanted() bool { return isClosed(b.closing) }
 
 // rest waits for d, or until there is something new to do for the inbox.
 func (b *inbox) rest(s *session, d time.Duration) {

@@ -118,9 +118,12 @@ func (s *session) close() {
 }
 
 // over reports whether the session has ended.
-func (s *session) over() bool {
+func (s *session) over() bool { return isClosed(s.ended) }
+
+// isClosed reports whether a channel on which nothing is sent has been closed.
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-s.ended:
+	case <-c:
 		return true
 	default:
 		return false

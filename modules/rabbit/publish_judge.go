@@ -157,7 +157,7 @@ func (j *judge) collect(all bool) {
 	var confirmed []*outgoing
 	front := 0
 	for i, item := range j.flight {
-		if isDone(item.confirmation) {
+		if isClosed(item.confirmation.Done()) {
 			confirmed = append(confirmed, item)
 			if front == i {
 				front++
@@ -248,13 +248,4 @@ func (j *judge) giveUp() {
 		item.settle(resultLost, fmt.Errorf("%w: the connection was lost", app.ErrBrokerUnavailable))
 	}
 	j.flight = nil
-}
-
-func isDone(confirmation *amqp.DeferredConfirmation) bool {
-	select {
-	case <-confirmation.Done():
-		return true
-	default:
-		return false
-	}
 }

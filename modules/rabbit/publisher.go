@@ -564,14 +564,7 @@ func (e *publishEpoch) close() {
 	close(e.queue)
 }
 
-func (e *publishEpoch) isOver() bool {
-	select {
-	case <-e.over:
-		return true
-	default:
-		return false
-	}
-}
+func (e *publishEpoch) isOver() bool { return isClosed(e.over) }
 
 // write publishes what is queued until the queue is closed and empty.
 func (e *publishEpoch) write() {
